@@ -1,0 +1,56 @@
+# The two that matter: `make demo` and `make test`. Both set up whatever is missing first.
+
+PYTHON ?= python3
+# Pins need Python 3.11 or newer; `make test PYTHON=python3.10 CONSTRAINTS=/dev/null` takes the newest that fits.
+CONSTRAINTS ?= constraints.txt
+# More arguments for pytest: make test ARGS="-k ragged -x"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The stamp, not the folder, is the target: it is written last, so a set-up that failed half-way is done again.
+READY := $(VENV)/ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+BENCHMARKS := bench_read bench_write bench_images bench_texts
+
+.PHONY: demo test test-long lint format types docs bench-quick setup clean
+
+demo: $(READY)
+	$(BIN)/python examples/photos.py
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-long: $(READY)
+	$(BIN)/python -m pytest -m long --override-ini faulthandler_timeout=0 $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(READY)
+	$(BIN)/mypy
+
+# Every example: code blocks of README.md and docs/, docstrings of src/. `make test` runs these too.
+docs: $(READY)
+	$(BIN)/python -m pytest tests/test_docs.py src $(ARGS)
+
+bench-quick: $(READY)
+	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick; done
+
+setup: $(READY)
+
+# --no-build-isolation: an isolated build would fetch a build backend that constraints.txt does not pin.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install -c $(CONSTRAINTS) hatchling editables
+	$(PIP) install -c $(CONSTRAINTS) --no-build-isolation -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,14 @@
+"""Every docstring example of `src/` runs in an empty folder of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from _pytest.doctest import DoctestItem
+
+
+@pytest.fixture(autouse=True)
+def empty_folder_for_examples(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if isinstance(request.node, DoctestItem):
+        monkeypatch.chdir(tmp_path)

@@ -1,0 +1,1 @@
+"""The JAX adapter of mmap_ninja: nothing is here yet."""

@@ -1,0 +1,1 @@
+"""The TensorFlow and Keras adapter of mmap_ninja: nothing is here yet."""

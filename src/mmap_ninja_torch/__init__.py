@@ -1,0 +1,1 @@
+"""The PyTorch adapter of mmap_ninja: nothing is here yet."""

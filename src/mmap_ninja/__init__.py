@@ -1,0 +1,37 @@
+"""Memory-mapped datasets: convert once, then read any sample at the speed of memory."""
+
+from mmap_ninja.base import Mmap, Wrapped, open_map
+from mmap_ninja.binary import BytesMmap
+from mmap_ninja.dense import DenseMmap
+from mmap_ninja.errors import MmapNinjaError
+from mmap_ninja.generic import open_existing
+from mmap_ninja.numpy import append as np_append
+from mmap_ninja.numpy import extend as np_extend
+from mmap_ninja.numpy import extend_dir as np_extend_dir
+from mmap_ninja.numpy import from_generator as np_from_generator
+from mmap_ninja.numpy import from_ndarray as np_from_ndarray
+from mmap_ninja.numpy import open_existing as np_open_existing
+from mmap_ninja.ragged import RaggedMmap
+from mmap_ninja.string import StringsMmap
+from mmap_ninja.upgrade import upgrade
+
+__version__ = "1.0.0.dev0"
+
+__all__ = [
+    "BytesMmap",
+    "DenseMmap",
+    "Mmap",
+    "MmapNinjaError",
+    "RaggedMmap",
+    "StringsMmap",
+    "Wrapped",
+    "np_append",
+    "np_extend",
+    "np_extend_dir",
+    "np_from_generator",
+    "np_from_ndarray",
+    "np_open_existing",
+    "open_existing",
+    "open_map",
+    "upgrade",
+]

@@ -1,0 +1,181 @@
+"""The order of writes and syncs. Whoever changes a map goes through `commit`.
+
+1. The new bytes are written behind the committed end of each file, where no reader looks.
+2. They are made durable, and so are the names of files that are new.
+3. The manifest is written beside the old one, made durable, and takes its place: the commit point.
+4. The folder is made durable. Only now does the caller learn of success.
+5. The `.npy` headers get their new shape. They are for `np.load`; our readers believe the manifest.
+
+A crash before the commit point leaves the old state, with bytes behind its end that the next writer overwrites. No
+file that a reader may have mapped is ever cut, and none is written through a mapping.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from mmap_ninja._storage import disk
+from mmap_ninja._storage.disk import Buffer
+from mmap_ninja._storage.flatfile import BLOCK, appended, npy_header
+from mmap_ninja._storage.manifest import BUILDING, DICTIONARY, INDEX, MANIFEST, File, Manifest, encode
+
+Appends = Mapping[str, Sequence[Buffer]]
+
+
+def commit(folder: str, state: Manifest, appends: Appends, *, to: str = MANIFEST, sync: bool = True) -> Manifest:
+    """Append chunks to files and commit the result; returns the new state.
+
+    `state` is the new state in everything but its files, which are as they were before; a file of no committed
+    bytes is created. `sync=False` leaves it to the kernel when the bytes reach the disk.
+    """
+    opened: dict[str, int] = {}
+    try:
+        before = state
+        for role, chunks in appends.items():
+            state = append(folder, state, role, chunks, opened)
+        if sync:
+            sync_opened(opened)
+            if any(_is_new(before.files[role], state.files[role]) for role in appends):
+                disk.sync_folder(folder)
+        write_manifest(folder, state, to, sync=sync)
+        with suppress(OSError):  # the samples are committed, whatever becomes of the headers
+            _write_headers(state, appends, opened)
+    finally:
+        close_opened(opened)
+    return state
+
+
+def write_manifest(folder: str, state: Manifest, to: str, *, sync: bool) -> None:
+    """Put a manifest in the place of the old one."""
+    path = os.path.join(folder, to)
+    fd = disk.create_temporary(path + ".new")
+    try:
+        disk.write_at(fd, [encode(state)], 0)
+        if sync:
+            disk.sync(fd)
+    finally:
+        disk.close(fd)
+    disk.replace(path + ".new", path)
+    if sync:
+        disk.sync_folder(folder)
+
+
+def sync_files(folder: str, state: Manifest) -> None:
+    """Make every byte that the state names durable, and the names too."""
+    for file in state.files.values():
+        names = [file.name] + ([file.crc_name] if file.size >= BLOCK and file.checked else [])
+        for name in names:
+            fd = disk.open_to_write(os.path.join(folder, name))
+            try:
+                disk.sync_data(fd)
+            finally:
+                disk.close(fd)
+    disk.sync_folder(folder)
+
+
+def publish(folder: str, state: Manifest, *, sync: bool) -> None:
+    """Put a build in the place of what is there: the commit point of everything it has written."""
+    if sync:
+        sync_files(folder, state)
+    write_manifest(folder, state, BUILDING, sync=sync)
+    disk.replace(os.path.join(folder, BUILDING), os.path.join(folder, MANIFEST))
+    if sync:
+        disk.sync_folder(folder)
+    remove_files(folder, state.obsolete)
+
+
+def remove_files(folder: str, names: Iterable[str]) -> None:
+    """Remove files that no committed state names any more."""
+    for name in sorted(names):
+        disk.remove(folder, name)
+
+
+def append(folder: str, state: Manifest, role: str, chunks: Sequence[Buffer], opened: dict[str, int]) -> Manifest:
+    """Write chunks to one file, and the checksums of the blocks that they complete; commits nothing.
+
+    The descriptors are added to `opened`, by name, for the caller to sync and close.
+    """
+    file = state.files[role]
+    after, crcs = appended(file, chunks)
+    state = state.with_files(**{role: after})
+    fd = _open(folder, file.name, opened, create=file.size == 0)
+    if file.size == 0 and file.offset:
+        disk.write_at(fd, [npy_header(*state.layout(role))], 0)
+    disk.write_at(fd, chunks, file.end)
+    if crcs:
+        fd = _open(folder, file.crc_name, opened, create=file.size < BLOCK)
+        disk.write_at(fd, [crcs], 4 * (file.size // BLOCK))
+    return state
+
+
+def checksum(folder: str, file: File, values: memoryview) -> File:
+    """Write the checksums of a file that is there already; returns its entry with all of `values` committed."""
+    done = File(file.name, offset=file.offset)
+    opened: dict[str, int] = {}
+    try:
+        while done.size < len(values):
+            at = done.size
+            done, crcs = appended(done, [values[at : at + BLOCK]])
+            if crcs:
+                disk.write_at(_open(folder, file.crc_name, opened, create=True), [crcs], 4 * (at // BLOCK))
+        sync_opened(opened)
+    finally:
+        close_opened(opened)
+    return done
+
+
+def sync_opened(opened: Mapping[str, int]) -> None:
+    """Make everything written to these descriptors durable."""
+    for fd in opened.values():
+        disk.sync_data(fd)
+
+
+def close_opened(opened: Mapping[str, int]) -> None:
+    for fd in opened.values():
+        disk.close(fd)
+
+
+def _is_new(before: File, after: File) -> bool:
+    """Whether an append has made a file: the file itself, or that of its checksums."""
+    return before.size == 0 or before.size < BLOCK <= after.size
+
+
+def _open(folder: str, name: str, opened: dict[str, int], *, create: bool) -> int:
+    if name not in opened:
+        opened[name] = disk.open_to_write(os.path.join(folder, name), create=create)
+    return opened[name]
+
+
+def _write_headers(state: Manifest, appends: Appends, opened: Mapping[str, int]) -> None:
+    for role in appends:
+        file = state.files[role]
+        if file.offset:
+            disk.write_at(opened[file.name], [npy_header(*state.layout(role))], 0)
+
+
+def write_rows(folder: str, state: Manifest, tables: Iterable[np.ndarray[Any, Any]], *, sync: bool) -> Manifest:
+    """Write a whole index file, table by table, uncommitted; returns the state with that file."""
+    opened: dict[str, int] = {}
+    try:
+        for table in tables:
+            state = append(folder, state, INDEX, [table.astype("<i8").tobytes()], opened)
+        if sync:
+            sync_opened(opened)
+            disk.sync_folder(folder)
+    finally:
+        close_opened(opened)
+    return state
+
+
+def with_header(state: Manifest, role: str) -> File:
+    """The entry of a file with room for its `.npy` header, once the dtype is known."""
+    file = state.files[role]
+    if file.size or role == DICTIONARY:
+        return file
+    return replace(file, offset=len(npy_header(*state.layout(role))))

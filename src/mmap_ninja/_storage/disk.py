@@ -1,0 +1,159 @@
+"""Every call that changes a disk, and the few that open files for reading.
+
+The rest of the package reaches the disk through these functions only, by their module (`disk.replace(...)`), so
+that a test can record, fail or kill at each one. None of them retries: what fails raises the `OSError` of the
+operating system.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+
+from mmap_ninja.errors import MapCorruptError, SyncError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+Buffer = bytes | bytearray | memoryview
+
+_BASE_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+# A FIFO under one of our names must not block the open.
+_READ_FLAGS = os.O_RDONLY | _BASE_FLAGS | getattr(os, "O_NONBLOCK", 0)
+
+
+def open_to_read(path: str) -> tuple[int, int]:
+    """Open a regular file; returns its descriptor and its size in bytes."""
+    try:
+        fd = os.open(path, _READ_FLAGS)
+    except OSError as error:
+        if os.path.islink(path):
+            raise MapCorruptError(f"{path} is a symbolic link, expected a regular file") from error
+        raise
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise MapCorruptError(f"{path} is not a regular file")
+    return fd, status.st_size
+
+
+def read_small(path: str, cap: int) -> bytes:
+    """The whole of a small file; one of more than `cap` bytes is refused before it is read."""
+    fd, size = open_to_read(path)
+    try:
+        if size > cap:
+            raise MapCorruptError(f"{path} has {size} bytes, expected at most {cap}")
+        return os.read(fd, cap + 1)
+    finally:
+        os.close(fd)
+
+
+def make_folder(path: str) -> None:
+    """Create a folder and its missing parents, each made durable in its own parent."""
+    missing = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path) or "."
+    for folder in reversed(missing):
+        try:
+            os.mkdir(folder)
+        except FileExistsError:  # made by somebody else meanwhile
+            continue
+        sync_folder(os.path.dirname(folder) or ".")
+
+
+def create_temporary(path: str) -> int:
+    """Create a file of which nobody needs the old content: it is never mapped and never read in place."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | _BASE_FLAGS, 0o666)
+
+
+def open_to_write(path: str, create: bool = False) -> int:
+    """Open a file to write to it in place; `create` makes one that is missing, and never cuts one that is there."""
+    return os.open(path, os.O_RDWR | (os.O_CREAT if create else 0) | _BASE_FLAGS, 0o666)
+
+
+def close(fd: int) -> None:
+    """Close a descriptor that was opened to write."""
+    os.close(fd)
+
+
+def _write_once(fd: int, data: Buffer, offset: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(fd, data, offset)
+    os.lseek(fd, offset, os.SEEK_SET)  # Windows
+    return os.write(fd, data)
+
+
+def write_at(fd: int, chunks: Sequence[Buffer], offset: int) -> None:
+    """Write the chunks one after another, the first at `offset` bytes from the start of the file."""
+    for chunk in chunks:
+        view = memoryview(chunk)
+        while len(view):
+            written = _write_once(fd, view, offset)
+            offset += written
+            view = view[written:]
+
+
+def _full_sync(fd: int) -> None:
+    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync alone leaves data in the drive's cache
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(fd)
+
+
+def sync_data(fd: int) -> None:
+    """Make the content of a file durable, and its size where that changed."""
+    try:
+        os.fdatasync(fd) if hasattr(os, "fdatasync") else _full_sync(fd)
+    except OSError as error:
+        raise SyncError(error.errno, f"a sync failed, nothing was committed: {error.strerror}") from error
+
+
+def sync(fd: int) -> None:
+    """Make the content and all attributes of a file durable."""
+    try:
+        _full_sync(fd)
+    except OSError as error:
+        raise SyncError(error.errno, f"a sync failed, nothing was committed: {error.strerror}") from error
+
+
+def sync_folder(path: str) -> None:
+    """Make the names in a folder durable."""
+    if os.name == "nt":  # a folder cannot be opened there; NTFS journals names by itself
+        return
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    try:
+        sync(fd)
+    finally:
+        os.close(fd)
+
+
+def replace(source: str, target: str) -> None:
+    """Give `target` the content of `source` in one step: the commit point."""
+    os.replace(source, target)
+
+
+def remove(folder: str, name: str) -> None:
+    """Remove a file of the folder, or of a subfolder that is none of a link; one that is gone is fine."""
+    parent, path = folder, os.path.join(folder, name)
+    for part in name.split("/")[:-1]:
+        parent = os.path.join(parent, part)
+        if os.path.islink(parent):
+            return
+    try:
+        os.unlink(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if parent != folder:
+        remove_empty_folder(parent)
+
+
+def remove_empty_folder(path: str) -> None:
+    """Remove a folder if nothing is left in it."""
+    try:
+        os.rmdir(path)
+    except OSError:
+        return

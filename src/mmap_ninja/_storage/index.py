@@ -1,0 +1,163 @@
+"""Where each sample begins and which shape it has, as rows `(start, *shape)` in elements.
+
+`PackedIndex` reads the `index.npy` of format 2; `FlatColumns`, `ShapeColumns` and `TextColumns` read the separate
+columns of format 1. All have the same two methods: `row(i)` for one sample, as fast as Python allows, and
+`table(first, stop)` for many, an int64 array `(stop - first, 1 + ndim)` in which missing axes are -1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from struct import Struct
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmap_ninja.errors import MapCorruptError
+
+Row = Callable[[int], tuple[int, ...]]
+Table = np.ndarray[Any, np.dtype[np.int64]]
+
+MISSING = -1  # an axis that a sample of a mixed map does not have, a raw size that the index does not know
+
+
+class Index(Protocol):
+    """What every index can do."""
+
+    length: int
+    ndim: int
+
+    @property
+    def row(self) -> Row:
+        """The function that reads one row."""
+
+    def table(self, first: int, stop: int) -> Table:
+        """The rows `[first, stop)` as an int64 array."""
+
+
+def packed_rows(values: memoryview, width: int) -> Row:
+    """A function that reads row i of little-endian int64 rows."""
+    unpack, size = Struct(f"<{width}q").unpack_from, 8 * width
+
+    def row(i: int) -> tuple[int, ...]:
+        return unpack(values, i * size)
+
+    return row
+
+
+class PackedIndex:
+    """Rows one after another; `table` is a view of the mapped file."""
+
+    __slots__ = ("_values", "_width", "length", "ndim", "row")
+
+    def __init__(self, values: memoryview, length: int, ndim: int, width: int) -> None:
+        self._values, self._width, self.length, self.ndim = values, width, length, ndim
+        self.row = packed_rows(values, width)
+
+    def table(self, first: int, stop: int) -> Table:
+        return np.ndarray((stop - first, self._width), "<i8", self._values, first * self._width * 8)
+
+
+def _column(values: memoryview) -> Table:
+    return np.frombuffer(values, "<i8")
+
+
+class FlatColumns:
+    """Samples of one axis, or none: `shapes` repeats the count, or is 0 for a scalar of one element."""
+
+    __slots__ = ("_counts", "_shapes", "_starts", "length", "row")
+    ndim = 1
+
+    def __init__(self, starts: memoryview, counts: memoryview, shapes: memoryview) -> None:
+        self._starts, self._counts, self._shapes = _column(starts), _column(counts), _column(shapes)
+        self.length = len(self._starts)
+        read = Struct("<q").unpack_from
+
+        def row(i: int) -> tuple[int, ...]:
+            at = 8 * i
+            start, count, shape = read(starts, at)[0], read(counts, at)[0], read(shapes, at)[0]
+            if shape == count:
+                return start, count
+            return _scalar_row(i, start, count, (shape,))
+
+        self.row = row
+
+    def table(self, first: int, stop: int) -> Table:
+        counts, shapes = self._counts[first:stop], self._shapes[first:stop]
+        scalar = (shapes == 0) & (counts == 1)
+        bad = np.flatnonzero((shapes != counts) & ~scalar)
+        if len(bad):
+            _scalar_row(first + int(bad[0]), 0, int(counts[bad[0]]), (int(shapes[bad[0]]),))
+        return np.stack([self._starts[first:stop], np.where(scalar, MISSING, counts)], axis=1)
+
+
+class ShapeColumns:
+    """Samples of any number of axes: their shapes lie end to end, from `[begins[i]` to `ends[i])`."""
+
+    __slots__ = ("length", "ndim", "row")
+
+    def __init__(self, columns: Mapping[str, memoryview]) -> None:
+        starts, counts = columns["starts"], columns["counts"]
+        begins, ends, values = columns["shape_starts"], columns["shape_ends"], columns["shape_values"]
+        self.length = len(starts) // 8
+        axes = _column(ends) - _column(begins) if self.length else np.zeros(1, np.int64)
+        self.ndim = int(axes.max())
+        if axes.min() < 0 or self.ndim > 64:
+            raise MapCorruptError(f"a shape of {axes.min()} to {axes.max()} axes in the index")
+        read, shapes = Struct("<q").unpack_from, [Struct(f"<{n}q").unpack_from for n in range(self.ndim + 1)]
+
+        def row(i: int) -> tuple[int, ...]:
+            at = 8 * i
+            start, count, begin = read(starts, at)[0], read(counts, at)[0], read(begins, at)[0]
+            shape = shapes[read(ends, at)[0] - begin](values, 8 * begin)
+            if math.prod(shape) == count:
+                return start, *shape
+            return _scalar_row(i, start, count, shape)
+
+        self.row = row
+
+    def table(self, first: int, stop: int) -> Table:
+        table = np.full((stop - first, 1 + self.ndim), MISSING, np.int64)
+        for at, i in enumerate(range(first, stop)):
+            row = self.row(i)
+            table[at, : len(row)] = row
+        return table
+
+
+class TextColumns:
+    """Texts, by the bytes where they begin and end; where they are compressed, the raw size is not known."""
+
+    __slots__ = ("_ends", "_raw", "_starts", "length", "row")
+    ndim = 1
+
+    def __init__(self, starts: memoryview, ends: memoryview, compressed: bool) -> None:
+        self._starts, self._ends = _column(starts), _column(ends)
+        self._raw: tuple[int, ...] = (MISSING,) if compressed else ()
+        self.length = len(self._starts)
+        read, raw = Struct("<q").unpack_from, self._raw
+
+        def row(i: int) -> tuple[int, ...]:
+            start = read(starts, 8 * i)[0]
+            return start, read(ends, 8 * i)[0] - start, *raw
+
+        self.row = row
+
+    def table(self, first: int, stop: int) -> Table:
+        starts, ends = self._starts[first:stop], self._ends[first:stop]
+        raw = [np.full(stop - first, MISSING, np.int64) for _ in self._raw]
+        return np.stack([starts, ends - starts, *raw], axis=1)
+
+
+def _scalar_row(i: int, start: int, count: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Format 1 marks a scalar by the shape (0,) and one element; everything else that disagrees is damage."""
+    if shape == (0,) and count == 1:
+        return (start,)
+    raise MapCorruptError(f"sample {i} has shape {shape} but {count} elements; try `upgrade --salvage`")
+
+
+def widened(table: Table, width: int) -> Table:
+    """The same rows with further axes, which are missing."""
+    wide = np.full((len(table), width), MISSING, "<i8")
+    wide[:, : table.shape[1]] = table
+    return wide

@@ -1,0 +1,78 @@
+"""One writer at a time: an advisory lock on `.lock`, which the kernel releases when its owner dies."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from mmap_ninja._storage import disk
+from mmap_ninja.errors import MapLockedError
+
+_flock: Callable[[int, int], None] | None
+try:
+    import fcntl
+
+    _flock, _EXCLUSIVE = fcntl.flock, fcntl.LOCK_EX | fcntl.LOCK_NB
+except ImportError:  # Windows: best effort, no lock
+    _flock, _EXCLUSIVE = None, 0
+
+LOCK = ".lock"
+_held: set[int] = set()
+
+
+def _close_in_child() -> None:
+    # A forked worker must not keep its parent's lock alive. Closing a copy does not release it (flock).
+    for fd in _held:
+        os.close(fd)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
+class Lock:
+    """Held from construction until `release` or the end of the `with` block.
+
+    Parameters: `folder` must exist; `timeout` is how many seconds to wait for another writer (0: do not wait).
+    Raises `MapLockedError`.
+    """
+
+    def __init__(self, folder: str, timeout: float = 0.0) -> None:
+        self._owner = os.getpid()
+        self._fd: int | None = disk.open_to_write(os.path.join(folder, LOCK), create=True)
+        _held.add(self._fd)
+        deadline = time.monotonic() + timeout
+        while not self._try():
+            if time.monotonic() >= deadline:
+                self.release()
+                raise MapLockedError(
+                    f"{folder} is being written by another process or handle; wait for it with timeout=seconds"
+                )
+            time.sleep(min(0.01, max(timeout, 0.0)))
+
+    def _try(self) -> bool:
+        if _flock is None or self._fd is None:
+            return True
+        try:
+            _flock(self._fd, _EXCLUSIVE)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Let the next writer in; a second call does nothing."""
+        fd, self._fd = self._fd, None
+        if fd is not None and self._owner == os.getpid():  # a forked child has closed it already
+            _held.discard(fd)
+            disk.close(fd)
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()

@@ -1,0 +1,117 @@
+"""What a reader sees: one committed state of a map, its files mapped."""
+
+from __future__ import annotations
+
+import os
+
+from mmap_ninja._storage import disk, legacy
+from mmap_ninja._storage.flatfile import MappedFile, check_blocks
+from mmap_ninja._storage.index import FlatColumns, Index, PackedIndex, ShapeColumns, TextColumns
+from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
+from mmap_ninja._storage.manifest import BUILDING, CAP, DATA, DICTIONARY, INDEX, MANIFEST, File, Manifest, decode
+from mmap_ninja.errors import MapChangedError, MapCorruptError, MapNotFoundError, MapPathError
+
+
+def boot_id() -> str | None:
+    """Which boot of the machine this is; None where the system does not tell."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        return None
+
+
+def read_json(folder: str, name: str) -> Manifest | None:
+    """The manifest of this name, None where there is none."""
+    path = os.path.join(folder, name)
+    try:
+        return decode(disk.read_small(path, CAP), path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def find(folder: str, keys: Keys = DEFAULT_KEYS) -> Manifest | None:
+    """The newest committed state: of format 2, else of format 1, else of a map that was never finished."""
+    manifest = read_json(folder, MANIFEST)
+    if manifest is None:
+        manifest = legacy.read(folder, keys)
+    if manifest is None:
+        manifest = read_json(folder, BUILDING)
+    if manifest is None and os.path.exists(folder) and not os.path.isdir(folder):
+        raise MapPathError(f"{folder} is a file, expected the folder of a map")
+    return manifest
+
+
+_NOTHING = MappedFile("", File(""))
+
+
+class Snapshot:
+    """The files of one state, mapped. Opening costs the same for any number of samples.
+
+    `length` may be less than the state has: a handle that was pickled keeps seeing what it saw.
+    """
+
+    __slots__ = ("data", "dictionary", "folder", "index", "length", "manifest")
+
+    def __init__(self, folder: str, manifest: Manifest, length: int | None = None) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.length = manifest.length if length is None else length
+        files = {role: MappedFile(folder, file) for role, file in manifest.files.items()}
+        self.data = files.get(DATA, _NOTHING)
+        self.index = _open_index(manifest, {role: file.bytes for role, file in files.items()})
+        self.dictionary = bytes(files[DICTIONARY].bytes) if DICTIONARY in files else None
+
+
+def _open_index(manifest: Manifest, values: dict[str, memoryview]) -> Index:
+    if INDEX in values:
+        return PackedIndex(values[INDEX], manifest.length, manifest.ndim, manifest.width)
+    if "shape_values" in values:
+        return ShapeColumns(values)
+    if "shapes" in values:
+        return FlatColumns(values["starts"], values["counts"], values["shapes"])
+    if "starts" in values:
+        return TextColumns(values["starts"], values["ends"], manifest.codec is not None)
+    return PackedIndex(memoryview(b""), 0, manifest.ndim, manifest.width)
+
+
+def open_snapshot(
+    folder: str,
+    keys: Keys = DEFAULT_KEYS,
+    *,
+    state: Manifest | None = None,
+    id: str | None = None,
+    length: int | None = None,
+) -> Snapshot:
+    """Open the newest state of a map for reading (or `state`, if it was read already); writes nothing, locks nothing.
+
+    `id` and `length` are those of an earlier handle: another map in its place is a `MapChangedError`.
+    Raises `MapNotFoundError`, `MapCorruptError`, `MapPathError`.
+    """
+    manifest = find(folder, keys) if state is None else state
+    while True:
+        if manifest is None:
+            raise MapNotFoundError(f"there is no map at {folder}")
+        if id is not None and (manifest.id != id or manifest.length < (length or 0)):
+            raise MapChangedError(f"the map at {folder} was replaced since this handle was made; open it again")
+        try:
+            snapshot = Snapshot(folder, manifest, length)
+            break
+        except FileNotFoundError as error:  # replaced between the two reads, or damaged
+            newest = find(folder, keys)
+            if newest == manifest:
+                raise MapCorruptError(f"{error.filename} is missing, but {folder} names it") from error
+            manifest = newest
+    _check_unfinished(snapshot)
+    return snapshot
+
+
+def _check_unfinished(snapshot: Snapshot) -> None:
+    """Nothing of an unfinished map was synced: after a reboot its checksums tell whether it survived."""
+    building = snapshot.manifest.building
+    if building is None or (building.boot_id is not None and building.boot_id == boot_id()):
+        return
+    for file in snapshot.manifest.files.values():
+        try:
+            check_blocks(snapshot.folder, file)
+        except (MapCorruptError, FileNotFoundError) as error:
+            raise MapCorruptError(f"{snapshot.folder} was being built when the machine stopped: {error}") from error

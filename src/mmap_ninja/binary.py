@@ -1,0 +1,223 @@
+"""Byte strings of any length: encoded images, audio files, pickles of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmap_ninja._encode import Array, numbered
+from mmap_ninja._storage.disk import Buffer
+from mmap_ninja._storage.manifest import BYTES, Codec, Manifest
+from mmap_ninja._storage.snapshot import Snapshot
+from mmap_ninja._storage.writer import Batch
+from mmap_ninja.base import AnyPath, Encoder, Mmap, Plan, Samples, template
+from mmap_ninja.codec import Zstd, train_dictionary
+from mmap_ninja.errors import ArgumentError, MapCorruptError, MapReadOnlyError, SampleError, SampleTypeError
+from mmap_ninja.indexing import out_of_range, position
+
+_JOINED = 32 * 1024  # below this mean size in bytes, one copy into one buffer is cheaper than a write for each
+
+
+class BytesMmap(Mmap[Any]):
+    """A map of byte strings; `m[i]` is a `bytes` object, many samples are a list.
+
+    `mode="r+"` allows assignment of samples of the same length; `append` and `extend` work in both modes. With
+    `zstd_level`, each sample is compressed by itself, and cannot be assigned. A folder that does not exist is an
+    empty map; the first `append` makes it.
+
+    Examples:
+        >>> m = BytesMmap.from_bytes("files", [b"first", b"second one"], zstd_level=3)
+        >>> m[1], m.lengths.tolist()
+        (b'second one', [5, 10])
+    """
+
+    kind = BYTES
+
+    def __init__(
+        self,
+        out_dir: AnyPath,
+        wrapper_fn: Callable[[Any], Any] | None = None,
+        mode: str = "r",
+        copy_before_wrapper_fn: bool = True,
+    ) -> None:
+        self._open(out_dir, mode, wrapper_fn, copy_before_wrapper_fn)
+
+    @classmethod
+    def from_bytes(
+        cls,
+        out_dir: AnyPath,
+        samples: Sequence[Any],
+        mode: str = "r+",
+        *,
+        verbose: bool = False,
+        zstd_level: int | None = None,
+        zstd_train_dictionary_size: int | None = None,
+        wrapper_fn: Callable[[Any], Any] | None = None,
+        copy_before_wrapper_fn: bool = True,
+        metadata: Mapping[str, Any] | None = None,
+        sync: bool = True,
+        timeout: float = 0.0,
+    ) -> Any:
+        """Make a map of byte strings (`bytes`, `bytearray` or `memoryview`) that are all in memory.
+
+        `zstd_level` (1 to 22) compresses each sample; `zstd_train_dictionary_size` (bytes) trains a dictionary on
+        them first, which pays for samples of less than a few kB. Durable when the call returns.
+        """
+        plan = cls._plan(
+            mode=mode,
+            zstd_level=zstd_level,
+            zstd_train_dictionary_size=zstd_train_dictionary_size,
+            metadata=metadata,
+            wrapper_fn=wrapper_fn,
+            copy_before_wrapper_fn=copy_before_wrapper_fn,
+        )
+        return cls._from_sequence(out_dir, samples, plan, verbose=verbose, sync=sync, timeout=timeout)
+
+    @classmethod
+    def _from_sequence(
+        cls, out_dir: AnyPath, samples: Any, plan: Plan, *, verbose: bool, sync: bool, timeout: float
+    ) -> Any:
+        checked = cls._check_samples(samples)
+        batches = [_shown(checked, verbose)] if len(checked) else []
+        return cls._build(out_dir, lambda start: batches, plan, sync=sync, timeout=timeout)
+
+    @classmethod
+    def _plan(
+        cls,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        mode: str = "r+",
+        zstd_level: int | None = None,
+        zstd_train_dictionary_size: int | None = None,
+        **opening: Any,
+    ) -> Plan:
+        codec = None if zstd_level is None else Codec("zstd", zstd_level)
+        if zstd_level is not None:
+            Zstd(zstd_level)  # refuses a wrong level, and says if zstandard is missing
+        elif zstd_train_dictionary_size is not None:
+            raise ArgumentError("zstd_train_dictionary_size needs a zstd_level")
+        made = template(cls.kind, dtype=np.dtype(np.uint8), ndim=1, codec=codec, metadata=metadata)
+        return Plan(made, {"mode": mode, **opening}, zstd_train_dictionary_size)
+
+    @classmethod
+    def _encoder(cls, dictionary: bytes | None, dictionary_size: int | None) -> Encoder:
+        return BytesEncoder(cls._raw, dictionary, dictionary_size)
+
+    @staticmethod
+    def _raw(samples: Samples) -> list[bytes]:
+        """Each sample as bytes; raises a `SampleError` or `SampleTypeError` whose first argument is its place."""
+        for k, sample in enumerate(samples):
+            if not isinstance(sample, bytes | bytearray | memoryview):
+                raise SampleTypeError(k, f"a {type(sample).__name__}, expected bytes, bytearray or memoryview")
+        return [bytes(sample) for sample in samples]
+
+    def _reader(self, snapshot: Snapshot) -> Callable[[int], Any]:
+        read = byte_reader(snapshot)
+        return lambda i: bytes(read(i))
+
+    def window(self, i: int, start: int, length: int) -> Any:
+        """Bytes `[start, start + length)` of sample i; only their pages are read, unless the map is compressed.
+
+        Raises `SampleIndexError` where the sample does not reach that far.
+        """
+        read = byte_reader(self._opened())
+        return bytes(self._part(read(position(i, len(self))), i, start, length))
+
+    @property
+    def lengths(self) -> Array:
+        """The length of each sample in bytes, before compression: int64 `(n,)`."""
+        snapshot, table = self._opened(), self._table()
+        codec = _codec(snapshot)
+        if codec is None:
+            return table[:, 1]
+        data, sizes = snapshot.data.bytes, table[:, 2].copy()
+        for i in np.flatnonzero(sizes < 0).tolist():  # format 1 did not write them down
+            start, size = table[i, :2].tolist()
+            sizes[i] = codec.raw_size(data[start : start + size])
+        return sizes
+
+    @property
+    def shapes(self) -> Array:
+        """The length of each sample in bytes, as int64 `(n, 1)`."""
+        return self.lengths[:, None]
+
+    def _sizes(self) -> Array:
+        return self._table()[:, 1]
+
+    def _patch(self, snapshot: Snapshot, i: int, value: Any) -> tuple[int, memoryview]:
+        if snapshot.manifest.codec is not None:
+            raise MapReadOnlyError(f"{snapshot.folder} is compressed; its samples cannot be assigned in place")
+        try:
+            (raw,) = self._raw([value])
+        except (SampleError, SampleTypeError) as error:
+            raise type(error)(f"sample {i}: {error.args[1]}") from None
+        start, size = snapshot.index.row(i)[:2]
+        if len(raw) != size:
+            raise SampleError(f"sample {i}: the new value has {len(raw)} bytes, expected {size}")
+        return start, memoryview(raw)
+
+
+def _shown(samples: Samples, verbose: bool) -> Samples:
+    from mmap_ninja._ingest import progress
+
+    return list(progress(samples, True, len(samples))) if verbose else samples
+
+
+def _codec(snapshot: Snapshot) -> Zstd | None:
+    codec = snapshot.manifest.codec
+    return None if codec is None else Zstd(codec.level, snapshot.dictionary)
+
+
+def byte_reader(snapshot: Snapshot) -> Callable[[int], memoryview]:
+    """The function from a position to the bytes of a sample: a view, or what was decompressed."""
+    length, row, data, codec = snapshot.length, snapshot.index.row, snapshot.data.bytes, _codec(snapshot)
+
+    def read(i: int) -> memoryview:
+        if not -length <= i < length:
+            raise out_of_range(i, length)
+        start, size, *raw_size = row(i if i >= 0 else i + length)
+        if not 0 <= start <= start + size <= len(data):
+            raise MapCorruptError(
+                f"{snapshot.folder}: sample {i} lies at [{start}, {start + size}) of {len(data)} bytes"
+            )
+        stored = data[start : start + size]
+        return stored if codec is None else memoryview(codec.decompress(stored, raw_size[0]))
+
+    return read
+
+
+class BytesEncoder:
+    """Turns samples into a batch; knows the dictionary once there is one."""
+
+    def __init__(
+        self, as_bytes: Callable[[Samples], list[bytes]], dictionary: bytes | None, dictionary_size: int | None
+    ) -> None:
+        self._as_bytes, self._dictionary, self._size = as_bytes, dictionary, dictionary_size
+        self._codec: Zstd | None = None
+
+    def __call__(self, state: Manifest, samples: Samples) -> Batch:
+        """Convert, check and compress one batch."""
+        try:
+            raw = self._as_bytes(samples)
+        except (SampleError, SampleTypeError) as error:
+            raise numbered(type(error)(error.args[1]), state, error.args[0]) from None
+        trained, columns, stored = None, [sizes(raw)], raw
+        if state.codec is not None:
+            if state.length == 0 and self._size is not None:
+                trained = self._dictionary = train_dictionary(self._size, raw)
+            if self._codec is None:
+                self._codec = Zstd(state.codec.level, self._dictionary)
+            stored = list(map(self._codec.compress, raw))
+            columns.insert(0, sizes(stored))
+        starts = np.zeros(len(raw), np.int64)
+        starts[1:] = columns[0][:-1].cumsum()
+        total = int(columns[0].sum())
+        chunks: list[Buffer] = [b"".join(stored)] if total < _JOINED * len(stored) else [b for b in stored if b]
+        return Batch(len(raw), chunks, np.stack([starts, *columns], axis=1), dictionary=trained)
+
+
+def sizes(parts: Sequence[bytes]) -> Array:
+    """The length of each part."""
+    return np.fromiter(map(len, parts), np.int64, len(parts))

@@ -1,0 +1,112 @@
+"""Every error and warning that mmap_ninja raises on purpose.
+
+Each error derives from `MmapNinjaError` and from the builtin that a caller would expect, so both
+`except MmapNinjaError` and `except IndexError` work. The messages say what is wrong, where, what was
+expected, and what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import warnings
+
+
+class MmapNinjaError(Exception):
+    """Base of all errors of this package."""
+
+
+class MapNotFoundError(MmapNinjaError, FileNotFoundError):
+    """There is no map at this path."""
+
+
+class MapPathError(MmapNinjaError, NotADirectoryError):
+    """The path of a map is a file, or something else that is no folder."""
+
+
+class MapCorruptError(MmapNinjaError, ValueError):
+    """A folder is damaged, incomplete, or not what it claims to be."""
+
+
+class MapVersionError(MmapNinjaError, ValueError):
+    """A folder was written by a newer version of mmap_ninja."""
+
+
+class MapKindError(MmapNinjaError, ValueError):
+    """The folder holds another kind of map than asked for, or one that nobody knows."""
+
+
+class MapLockedError(MmapNinjaError, BlockingIOError):
+    """Another writer is at work on this map."""
+
+
+class MapChangedError(MmapNinjaError, RuntimeError):
+    """The map was replaced by another one since this handle was opened or pickled."""
+
+
+class MapClosedError(MmapNinjaError, ValueError):
+    """The map was closed."""
+
+
+class MapReadOnlyError(MmapNinjaError, ValueError):
+    """An assignment to a map that was opened for reading."""
+
+
+class PartBuiltError(MmapNinjaError, RuntimeError):
+    """The map was never finished; it can be read or resumed, not changed."""
+
+
+class SyncError(MmapNinjaError, OSError):
+    """The operating system could not make written data durable; the call's samples are not committed."""
+
+
+class ForeignFileError(MmapNinjaError, FileExistsError):
+    """A file that is not ours stands where a file of the map has to go."""
+
+
+class SampleError(MmapNinjaError, ValueError):
+    """A sample cannot be stored as it is: its values or its shape do not fit the map."""
+
+
+class SampleTypeError(MmapNinjaError, TypeError):
+    """A sample is of a type that this kind of map cannot store."""
+
+
+class SampleIndexError(MmapNinjaError, IndexError):
+    """An index lies outside of the map, or a boolean mask has another length."""
+
+
+class IndexTypeError(MmapNinjaError, TypeError):
+    """An index is neither an integer, a slice, a list or array of integers, nor a boolean mask."""
+
+
+class ArgumentError(MmapNinjaError, ValueError):
+    """An argument has a value that makes no sense."""
+
+
+class ArgumentTypeError(MmapNinjaError, TypeError):
+    """An argument is of a type that makes no sense."""
+
+
+class MissingExtraError(MmapNinjaError, ImportError):
+    """An optional dependency is not installed; the message names the extra."""
+
+
+class PartBuiltWarning(UserWarning):
+    """The map that was opened was never finished."""
+
+
+class UpgradeWarning(UserWarning):
+    """A folder of mmap_ninja 0.9.0 was upgraded because it was written to."""
+
+
+_BETWEEN = (os.path.dirname(__file__) + os.sep, contextlib.__file__)
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line outside of this package that has led here."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_BETWEEN):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

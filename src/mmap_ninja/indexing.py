@@ -1,0 +1,63 @@
+"""One set of rules for `m[...]` of every kind of map.
+
+An integer (Python's, NumPy's, or a 0-d integer array) gives one sample; negative ones count from the end. Slices,
+lists, ranges and 1-D arrays of integers, and boolean masks of the map's length give many.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+
+from mmap_ninja.errors import IndexTypeError, SampleIndexError
+
+Positions = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def is_single(index: Any) -> bool:
+    """Whether the index means one sample."""
+    if isinstance(index, np.ndarray):
+        return index.ndim == 0 and index.dtype.kind in "iu"
+    return hasattr(index, "__index__") and not isinstance(index, bool | np.bool_)
+
+
+def position(index: Any, length: int) -> int:
+    """The position of one sample, counted from the start."""
+    i = operator.index(index)
+    if -length <= i < length:
+        return i + length if i < 0 else i
+    raise out_of_range(i, length)
+
+
+def out_of_range(index: int, length: int) -> SampleIndexError:
+    """The error for an index outside of the map."""
+    return SampleIndexError(f"index {index} is out of range for a map of {length} samples")
+
+
+def positions(index: Any, length: int) -> Positions:
+    """The positions of many samples, as int64 array `(count,)`."""
+    if isinstance(index, slice):
+        return np.arange(*index.indices(length), dtype=np.int64)
+    if not isinstance(index, list | range | np.ndarray):
+        raise _wrong_type(index)
+    array = np.asarray(index)
+    if array.ndim == 1 and array.dtype.kind == "b":
+        if len(array) != length:
+            raise SampleIndexError(f"a boolean mask of {len(array)} values for a map of {length} samples")
+        return np.flatnonzero(array)
+    if array.ndim == 1 and array.size == 0 and isinstance(index, list):
+        return np.empty(0, np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise _wrong_type(index)
+    bad = (array < -length) | (array >= length)
+    if bad.any():
+        raise out_of_range(int(array[bad][0]), length)
+    found = array.astype(np.int64)
+    return np.where(found < 0, found + length, found)
+
+
+def _wrong_type(index: Any) -> IndexTypeError:
+    what = f"array of {index.dtype}, {index.ndim} axes" if isinstance(index, np.ndarray) else type(index).__name__
+    return IndexTypeError(f"a map is indexed by integers, slices, lists or 1-D arrays of them, or masks, not by {what}")

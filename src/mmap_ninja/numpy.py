@@ -1,0 +1,189 @@
+"""Dense maps as `np.memmap` objects: the functions of mmap_ninja 0.9.0.
+
+`DenseMmap` does the same, reads single samples faster, and has everything that the other maps have.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from mmap_ninja._storage.inplace import mark_unchecked
+from mmap_ninja._storage.manifest import DATA, DENSE, Manifest
+from mmap_ninja._storage.snapshot import Snapshot, open_snapshot
+from mmap_ninja._storage.writer import writing
+from mmap_ninja.base import AnyPath
+from mmap_ninja.dense import DenseMmap
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapChangedError, MapKindError
+
+_MODES = ("r", "r+", "c")
+
+
+class Memmap(np.memmap[Any, np.dtype[Any]]):
+    """The samples of a dense map, `(n, *sample_shape)`; pickles as a path, so that workers map the file again.
+
+    One that was just made takes assignments (`memmap[i] = value`, `memmap += 1`): the first one marks the map's
+    data as not checksummed, as `open_existing(..., mode="r+")` does at once. Views of it pickle as plain arrays.
+    """
+
+    _source: tuple[str, str, str, int] | None = None  # folder, mode, id and length, of the whole map only
+    _folder: str | None = None
+    _is_armed = False
+
+    def __array_finalize__(self, obj: Any) -> None:
+        super().__array_finalize__(obj)
+        self._is_armed = getattr(obj, "_is_armed", False)
+        self._folder = getattr(obj, "_folder", None)
+
+    def __reduce__(self) -> Any:
+        if self._source is None:
+            return np.array(self, copy=True, subok=False).__reduce__()
+        return _reopen, self._source
+
+    def _let_write(self) -> None:
+        if self._is_armed and not self.flags.writeable:
+            _disarm(self)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._let_write()
+        super().__setitem__(key, value)
+
+
+def _in_place(name: str) -> Callable[[Memmap, Any], Any]:
+    operate = getattr(np.memmap, name)
+
+    def operator(self: Memmap, other: Any) -> Any:
+        self._let_write()
+        return operate(self, other)
+
+    return operator
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "and", "or", "xor"):
+    setattr(Memmap, f"__i{_name}__", _in_place(f"__i{_name}__"))
+
+
+def from_ndarray(out_dir: AnyPath, arr: Any) -> Memmap:
+    """Make a dense map of an array `(n, *sample_shape)`; durable when the call returns.
+
+    Returns its samples as an `np.memmap` that takes assignments. What was in `out_dir` is replaced.
+    """
+    DenseMmap.from_ndarray(out_dir, arr)
+    return _mapped(os.path.abspath(out_dir), "armed")
+
+
+def from_generator(
+    out_dir: AnyPath, sample_generator: Iterable[Any], batch_size: int, verbose: bool = False, **options: Any
+) -> Memmap:
+    """Make a dense map of samples of one shape, of which at most `batch_size` are in memory at once.
+
+    Further options are those of `DenseMmap.from_generator` (`resume`, `dtype`, ...). Returns an `np.memmap`.
+    """
+    DenseMmap.from_generator(out_dir, sample_generator, batch_size, verbose, **options)
+    return _mapped(os.path.abspath(out_dir), "armed")
+
+
+def open_existing(out_dir: AnyPath, mode: str = "r") -> Memmap:
+    """Open a dense map as an `np.memmap` `(n, *sample_shape)`.
+
+    `mode` is `"r"` (read-only), `"c"` (assignments stay in memory) or `"r+"`: assignments go to the file, and the
+    map is marked as not checksummed at once. Raises `MapNotFoundError`, `MapCorruptError`.
+    """
+    if mode not in _MODES:
+        raise ArgumentError(f"mode is {mode!r}, expected one of {_MODES}")
+    return _mapped(os.path.abspath(out_dir), mode)
+
+
+def extend_dir(out_dir: AnyPath, arr: Any, sync: bool = True, timeout: float = 0.0) -> None:
+    """Add samples `(k, *sample_shape)` to the dense map in a folder, all of them or none; see `DenseMmap.extend`."""
+    open_snapshot(os.path.abspath(out_dir))  # raises where there is no map
+    with DenseMmap(out_dir) as dense:
+        dense.extend(arr if isinstance(arr, np.ndarray | list) else np.asarray(arr), sync=sync, timeout=timeout)
+
+
+def extend(memmap: Any, arr: Any, sync: bool = True, timeout: float = 0.0) -> None:
+    """As `extend_dir`, for the map that `memmap` was opened from. `memmap` itself keeps its length."""
+    extend_dir(_folder_of(memmap), arr, sync=sync, timeout=timeout)
+
+
+def append(memmap: Any, arr: Any, sync: bool = True, timeout: float = 0.0) -> None:
+    """Add one sample `(*sample_shape)` to the map that `memmap` was opened from. `memmap` itself keeps its length."""
+    extend_dir(_folder_of(memmap), [arr], sync=sync, timeout=timeout)
+
+
+def _folder_of(memmap: Any) -> str:
+    name = getattr(memmap, "filename", None)
+    if name is None:
+        raise ArgumentTypeError(f"expected an np.memmap of a map, got a {type(memmap).__name__}")
+    return os.path.dirname(str(name))
+
+
+def _dense_snapshot(folder: str) -> Snapshot:
+    snapshot = open_snapshot(folder)
+    if snapshot.manifest.kind != DENSE:
+        raise MapKindError(f"{folder} is a {snapshot.manifest.kind} map, not a {DENSE} one; use open_map")
+    return snapshot
+
+
+def _mapped(folder: str, mode: str, id: str | None = None, length: int | None = None) -> Memmap:
+    """Map the data of a dense map; `"armed"` maps it for writing, but does not let anybody write yet."""
+    snapshot = _dense_snapshot(folder)
+    if mode == "r+":
+        with writing(folder, snapshot.manifest) as writer:
+            if writer.state.length:
+                mark_unchecked(writer)
+            state = writer.state
+    else:
+        state = snapshot.manifest
+    if id is not None and (state.id != id or state.length < (length or 0)):
+        raise MapChangedError(f"the map at {folder} was replaced since this memmap was pickled; open it again")
+    length = state.length if length is None else length
+    memmap = _memmap(folder, state, "r+" if mode == "armed" and os.access(_data_path(folder, state), os.W_OK) else mode)
+    if length < len(memmap):
+        memmap = cast(Memmap, memmap[:length])
+    memmap._folder, memmap._source = folder, (folder, mode, state.id, length)
+    if mode == "armed" and memmap.mode == "r+":
+        memmap.flags.writeable = False
+        memmap._is_armed = True
+    return memmap
+
+
+def _data_path(folder: str, state: Manifest) -> str:
+    return os.path.join(folder, state.files[DATA].name) if DATA in state.files else folder
+
+
+def _memmap(folder: str, state: Manifest, mode: str) -> Memmap:
+    dtype, shape = state.layout(DATA)
+    if DATA not in state.files:
+        return _empty(folder, dtype, shape, mode)
+    file = state.files[DATA]
+    mode = "r" if mode == "armed" else mode
+    return Memmap(_data_path(folder, state), dtype, mode, file.offset, shape, state.order)  # type: ignore[call-overload, no-any-return]
+
+
+def _empty(folder: str, dtype: np.dtype[Any], shape: tuple[int, ...], mode: str) -> Memmap:
+    """No samples, hence no file to map; it still knows its folder."""
+    memmap: Memmap = np.ndarray.__new__(Memmap, shape, dtype)
+    memmap.filename, memmap.offset, memmap.mode = os.path.join(folder, "data.npy"), 0, mode
+    return memmap
+
+
+def _disarm(memmap: Memmap) -> None:
+    """Mark the map as not checksummed, then let this array, and what it is a view of, be written to."""
+    with writing(str(memmap._folder), DenseMmap._plan().template) as writer:
+        mark_unchecked(writer)
+    chain: list[Any] = [memmap]
+    while isinstance(chain[-1].base, np.ndarray):
+        chain.append(chain[-1].base)
+    for array in reversed(chain):
+        array.flags.writeable = True
+
+
+def _reopen(folder: str, mode: str, id: str, length: int) -> Memmap:
+    return _mapped(folder, mode, id, length)
+
+
+__all__: Sequence[str] = ["Memmap", "append", "extend", "extend_dir", "from_generator", "from_ndarray", "open_existing"]

@@ -1,0 +1,198 @@
+"""Arrays of any shapes: images, audio, token sequences, point clouds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+
+from mmap_ninja._encode import Array, fit_in_place, fitted, joined, raw
+from mmap_ninja._storage.index import MISSING
+from mmap_ninja._storage.legacy import Keys
+from mmap_ninja._storage.manifest import DATA, RAGGED, Manifest
+from mmap_ninja._storage.snapshot import Snapshot
+from mmap_ninja._storage.writer import Batch
+from mmap_ninja.base import AnyPath, Encoder, Mmap, Plan, Samples, template
+from mmap_ninja.errors import MapCorruptError
+from mmap_ninja.indexing import out_of_range
+
+_SCALARS = "biuf"  # 0-d samples of these kinds read as Python scalars, as in 0.9.0
+
+
+class RaggedMmap(Mmap[Any]):
+    """A map of arrays of one dtype and any shapes, which may also differ in their number of axes.
+
+    `m[i]` is a read-only view of the sample's own shape; many samples are a list of such views. `mode="r+"` allows
+    assignment of samples of the same size; `append` and `extend` work in both modes. A folder that does not exist
+    is an empty map; the first `append` makes it. The `*_key` arguments name the subfolders of maps that were
+    written by mmap_ninja 0.9.0 with names of their own.
+
+    Examples:
+        >>> m = RaggedMmap.from_lists("rows", [np.arange(3), np.arange(5)])
+        >>> m.append(np.arange(2))
+        >>> m[-1], m.lengths.tolist()
+        (array([0, 1]), [3, 5, 2])
+    """
+
+    kind = RAGGED
+
+    def __init__(
+        self,
+        out_dir: AnyPath,
+        wrapper_fn: Callable[[Any], Any] | None = None,
+        mode: str = "r",
+        starts_key: str = "starts",
+        ends_key: str = "ends",
+        shapes_key: str = "shapes",
+        flattened_shapes_key: str = "flattened_shapes",
+        copy_before_wrapper_fn: bool = True,
+    ) -> None:
+        keys = Keys(starts_key, ends_key, shapes_key, flattened_shapes_key)
+        self._open(out_dir, mode, wrapper_fn, copy_before_wrapper_fn, keys)
+
+    def _options(self) -> dict[str, Any]:
+        keys = self._keys
+        return {
+            **super()._options(),
+            "starts_key": keys.starts,
+            "ends_key": keys.ends,
+            "shapes_key": keys.shapes,
+            "flattened_shapes_key": keys.flattened_shapes,
+        }
+
+    @classmethod
+    def from_lists(
+        cls,
+        out_dir: AnyPath,
+        lists: Sequence[Any],
+        dtype: Any = None,
+        mode: str = "r+",
+        wrapper_fn: Callable[[Any], Any] | None = None,
+        starts_key: str = "starts",
+        ends_key: str = "ends",
+        shapes_key: str = "shapes",
+        flattened_shapes_key: str = "flattened_shapes",
+        copy_before_wrapper_fn: bool = True,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        sync: bool = True,
+        timeout: float = 0.0,
+    ) -> RaggedMmap:
+        """Make a map of arrays, lists or numbers that are all in memory.
+
+        The dtype is that of the first sample, and all others have to fit it exactly; `dtype` allows rounding of
+        floats, in this call and all later ones. Durable when the call returns.
+        """
+        samples = cls._check_samples(lists)
+        plan = cls._plan(
+            dtype=dtype,
+            metadata=metadata,
+            mode=mode,
+            wrapper_fn=wrapper_fn,
+            starts_key=starts_key,
+            ends_key=ends_key,
+            shapes_key=shapes_key,
+            flattened_shapes_key=flattened_shapes_key,
+            copy_before_wrapper_fn=copy_before_wrapper_fn,
+        )
+        batches = [samples] if len(samples) else []
+        return cls._build(out_dir, lambda start: batches, plan, sync=sync, timeout=timeout)  # type: ignore[no-any-return]
+
+    @classmethod
+    def _plan(
+        cls, *, dtype: Any = None, metadata: Mapping[str, Any] | None = None, mode: str = "r+", **opening: Any
+    ) -> Plan:
+        given = None if dtype is None else np.dtype(dtype)
+        return Plan(
+            template(RAGGED, dtype=given, dtype_given=given is not None, metadata=metadata), {"mode": mode, **opening}
+        )
+
+    @classmethod
+    def _encoder(cls, dictionary: bytes | None, dictionary_size: int | None) -> Encoder:
+        return encode
+
+    def _reader(self, snapshot: Snapshot) -> Callable[[int], Any]:
+        manifest = snapshot.manifest
+        if manifest.mixed or manifest.ndim == 0:
+            return _mixed_reader(snapshot)
+        length, row, data = snapshot.length, snapshot.index.row, snapshot.data.bytes
+        dtype, itemsize, ndarray = manifest.dtype, manifest.layout(DATA)[0].itemsize, np.ndarray
+
+        def read(i: int) -> Any:
+            if not 0 <= i < length:
+                if not -length <= i < 0:
+                    raise out_of_range(i, length)
+                i += length
+            place = row(i)
+            try:
+                return ndarray(place[1:], dtype, data, place[0] * itemsize)
+            except (TypeError, ValueError) as error:
+                raise _bad_row(snapshot, i, error) from None
+
+        return read
+
+    @property
+    def memmap(self) -> Array:
+        """All values of all samples end to end, `(total,)`: a read-only view."""
+        snapshot = self._opened()
+        dtype = np.dtype(np.float64) if snapshot.manifest.dtype is None else snapshot.manifest.dtype
+        return np.frombuffer(snapshot.data.bytes, dtype)
+
+    def _patch(self, snapshot: Snapshot, i: int, value: Any) -> tuple[int, memoryview]:
+        start, *shape = _trimmed(snapshot.index.row(i))
+        array = fit_in_place(snapshot.manifest, i, tuple(shape), value)
+        return start * array.dtype.itemsize, raw(array)
+
+
+def _mixed_reader(snapshot: Snapshot) -> Callable[[int], Any]:
+    """As the other reader, for maps in which a sample may have fewer axes than its row, or none."""
+    manifest, length = snapshot.manifest, snapshot.length
+    row, data, dtype = snapshot.index.row, snapshot.data.bytes, snapshot.manifest.dtype
+    itemsize = manifest.layout(DATA)[0].itemsize
+    is_scalar = manifest.layout(DATA)[0].kind in _SCALARS
+
+    def read(i: int) -> Any:
+        if not 0 <= i < length:
+            if not -length <= i < 0:
+                raise out_of_range(i, length)
+            i += length
+        place = row(i)
+        if place[-1] < 0:
+            place = _trimmed(place)
+        try:
+            array = np.ndarray(place[1:], dtype, data, place[0] * itemsize)
+        except (TypeError, ValueError) as error:
+            raise _bad_row(snapshot, i, error) from None
+        return array.item() if is_scalar and array.ndim == 0 else array
+
+    return read
+
+
+def _trimmed(row: tuple[int, ...]) -> tuple[int, ...]:
+    """The row without the axes that the sample does not have."""
+    return row[: row.index(MISSING)] if MISSING in row else row
+
+
+def _bad_row(snapshot: Snapshot, i: int, error: Exception) -> MapCorruptError:
+    return MapCorruptError(f"{snapshot.folder}: the index row {snapshot.index.row(i)} of sample {i} is wrong: {error}")
+
+
+def encode(state: Manifest, samples: Samples) -> Batch:
+    """Convert and check arrays of any shapes."""
+    arrays = fitted(state, samples)
+    shapes = list(map(attrgetter("shape"), arrays))
+    axes = set(map(len, shapes))
+    has_index = state.length > 0
+    ndim = max(axes | ({state.ndim} if has_index else set()))
+    mixed = state.mixed or len(axes) > 1 or (has_index and axes != {state.ndim})
+    rows = np.zeros((len(arrays), 1 + ndim), np.int64)
+    if axes == {ndim}:
+        rows[:, 1:] = np.fromiter(chain.from_iterable(shapes), np.int64, len(arrays) * ndim).reshape(len(arrays), ndim)
+    else:
+        rows[:, 1:] = [shape + (MISSING,) * (ndim - len(shape)) for shape in shapes]
+    sizes = np.fromiter(map(attrgetter("size"), arrays), np.int64, len(arrays))
+    rows[1:, 0] = sizes[:-1].cumsum()
+    return Batch(len(arrays), joined(arrays), rows, changes={"dtype": arrays[0].dtype, "ndim": ndim, "mixed": mixed})

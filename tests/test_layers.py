@@ -25,7 +25,7 @@ def full(unit: str) -> str:
 LEVELS: list[set[str]] = [
     {"errors"},
     {"_storage", "lossless", "codec", "gather", "order"},
-    {"base", "_encode", "_ingest", "indexing"},
+    {"base", "_encode", "_ingest", "_making", "_reading", "_writing", "indexing"},
     {"dense", "ragged", "binary", "string", "views"},
     {"records"},
     {"sharded"},
@@ -41,7 +41,16 @@ SAME_LEVEL = {
     (full(importer), full(imported))
     for importer, imported in [
         ("base", "_ingest"),
-        ("base", "indexing"),
+        ("base", "_making"),
+        ("base", "_reading"),
+        ("_making", "_ingest"),
+        ("_making", "_reading"),
+        ("_making", "_writing"),
+        ("_writing", "_encode"),
+        ("_writing", "_reading"),
+        ("_writing", "indexing"),
+        ("_reading", "_encode"),
+        ("_reading", "indexing"),
         ("string", "binary"),  # a text is bytes in UTF-8
         ("generic", "numpy"),  # open_existing gives dense maps as np_open_existing does
         ("cli", CORE),  # the version

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 
 from mmap_ninja._encode import Array, numbered
+from mmap_ninja._making import Plan, template
+from mmap_ninja._reading import AnyPath, part
 from mmap_ninja._storage.disk import Buffer
 from mmap_ninja._storage.manifest import BYTES, Codec, Manifest
 from mmap_ninja._storage.snapshot import Snapshot
 from mmap_ninja._storage.writer import Batch
-from mmap_ninja.base import AnyPath, Encoder, Mmap, Plan, Samples, template
+from mmap_ninja._writing import Encoder, Samples, many
+from mmap_ninja.base import Mmap
 from mmap_ninja.codec import Zstd, train_dictionary
 from mmap_ninja.errors import ArgumentError, MapCorruptError, MapReadOnlyError, SampleError, SampleTypeError
 from mmap_ninja.indexing import out_of_range, position
@@ -20,7 +23,7 @@ from mmap_ninja.indexing import out_of_range, position
 _JOINED = 32 * 1024  # below this mean size in bytes, one copy into one buffer is cheaper than a write for each
 
 
-class BytesMmap(Mmap[Any]):
+class BytesMmap(Mmap):
     """A map of byte strings; `m[i]` is a `bytes` object, many samples are a list.
 
     `mode="r+"` allows assignment of samples of the same length; `append` and `extend` work in both modes. With
@@ -79,7 +82,7 @@ class BytesMmap(Mmap[Any]):
     def _from_sequence(
         cls, out_dir: AnyPath, samples: Any, plan: Plan, *, verbose: bool, sync: bool, timeout: float
     ) -> Any:
-        checked = cls._check_samples(samples)
+        checked = many(samples)
         batches = [_shown(checked, verbose)] if len(checked) else []
         return cls._build(out_dir, lambda start: batches, plan, sync=sync, timeout=timeout)
 
@@ -123,28 +126,26 @@ class BytesMmap(Mmap[Any]):
         Raises `SampleIndexError` where the sample does not reach that far.
         """
         read = byte_reader(self._opened())
-        return bytes(self._part(read(position(i, len(self))), i, start, length))
+        return bytes(part(read(position(i, len(self))), i, start, length))
 
     @property
     def lengths(self) -> Array:
         """The length of each sample in bytes, before compression: int64 `(n,)`."""
-        snapshot, table = self._opened(), self._table()
-        codec = _codec(snapshot)
+        return self._shapes(self._opened())[:, 0]
+
+    def _shapes(self, snapshot: Snapshot) -> Array:
+        table, codec = self._table(snapshot), _codec(snapshot)
         if codec is None:
-            return table[:, 1]
-        data, sizes = snapshot.data.bytes, table[:, 2].copy()
+            return table[:, 1:]
+        data, sizes = snapshot.data.bytes, table[:, 2:].copy()
         for i in np.flatnonzero(sizes < 0).tolist():  # format 1 did not write them down
             start, size = table[i, :2].tolist()
             sizes[i] = codec.raw_size(data[start : start + size])
         return sizes
 
-    @property
-    def shapes(self) -> Array:
-        """The length of each sample in bytes, as int64 `(n, 1)`."""
-        return self.lengths[:, None]
-
-    def _sizes(self) -> Array:
-        return self._table()[:, 1]
+    def _places(self, snapshot: Snapshot) -> tuple[Array, Array]:
+        table = self._table(snapshot)
+        return table[:, 0], table[:, 1]
 
     def _patch(self, snapshot: Snapshot, i: int, value: Any) -> tuple[int, memoryview]:
         if snapshot.manifest.codec is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -9,15 +10,18 @@ import numpy as np
 
 from mmap_ninja import lossless
 from mmap_ninja._encode import Array, fit_in_place, fitted, joined, numbered, raw
+from mmap_ninja._making import Plan, template
+from mmap_ninja._reading import AnyPath, listed
 from mmap_ninja._storage.manifest import DENSE, Manifest
 from mmap_ninja._storage.snapshot import Snapshot
 from mmap_ninja._storage.writer import Batch
-from mmap_ninja.base import AnyPath, Encoder, Mmap, Plan, Samples, merged, template
+from mmap_ninja._writing import Encoder, Samples
+from mmap_ninja.base import Mmap
 from mmap_ninja.errors import ArgumentTypeError, SampleError, SampleTypeError
-from mmap_ninja.indexing import Positions, out_of_range, positions
+from mmap_ninja.indexing import Positions, merged, out_of_range, positions
 
 
-class DenseMmap(Mmap[Any]):
+class DenseMmap(Mmap):
     """A map whose samples all have the same shape and dtype, stored as one array `(n, *sample_shape)`.
 
     `m[i]` is a read-only view `(*sample_shape)`, a slice a view `(k, *sample_shape)`, a list, integer array or mask
@@ -88,7 +92,7 @@ class DenseMmap(Mmap[Any]):
 
     def _load(self, snapshot: Snapshot | None) -> None:
         super()._load(snapshot)
-        self._array = np.empty((0,)) if snapshot is None else values(snapshot)
+        self._array = values(self._opened())
 
     def _reader(self, snapshot: Snapshot) -> Callable[[int], Any]:
         array, length = values(snapshot), snapshot.length
@@ -101,19 +105,14 @@ class DenseMmap(Mmap[Any]):
 
         return read
 
-    def _many(self, found: Positions) -> Any:
+    def _many(self, index: Any) -> Any:
+        self._state()
+        array = self._array  # one state for the check and for the read, whatever other threads do
         if self.wrapper_fn is not None:
-            return super()._many(found)
-        return np.take(self._array, found, axis=0, mode="clip")
-
-    def __getitem__(self, index: Any) -> Any:
-        """One sample, or several: see `mmap_ninja.indexing` for what an index may be."""
-        if type(index) is int:
-            return self._read(index)
-        if type(index) is slice and self.wrapper_fn is None:
-            self._state()
-            return self._array[index]
-        return super().__getitem__(index)
+            return super()._many(index)
+        if type(index) is slice:
+            return array[index]
+        return np.take(array, positions(index, len(array)), axis=0, mode="clip")
 
     def take(self, indices: Any, out: Any = None) -> Any:
         """Many samples at once, as an array `(len(indices), *sample_shape)`.
@@ -124,41 +123,34 @@ class DenseMmap(Mmap[Any]):
             return super().take(indices)
         if self.wrapper_fn is not None:
             raise ArgumentTypeError("take(out=...) copies stored samples; it knows no wrapper_fn")
-        found = positions(indices if isinstance(indices, np.ndarray) else list(indices), len(self))
-        if type(out) is not np.ndarray or out.dtype != self.dtype or out.shape != (len(found), *self._array.shape[1:]):
-            raise ArgumentTypeError(
-                f"out has to be an array of {self.dtype} and shape {(len(found), *self._array.shape[1:])}"
-            )
-        return np.take(self._array, found, axis=0, out=out, mode="clip")
+        self._state()
+        array = self._array
+        found = positions(listed(indices), len(array))
+        shape = (len(found), *array.shape[1:])
+        if not isinstance(out, np.ndarray) or out.dtype != array.dtype or out.shape != shape:
+            raise ArgumentTypeError(f"out has to be an array of {array.dtype} and shape {shape}")
+        return np.take(array, found, axis=0, out=out, mode="clip")
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """The shape of every sample."""
-        shape: tuple[int, ...] = self._array.shape[1:]
-        return shape
+        return self._opened().manifest.sample_shape or ()
 
-    @property
-    def starts(self) -> Array:
-        """Where each sample begins, in elements from the first value of the map: int64 `(n,)`."""
-        return np.arange(len(self), dtype=np.int64) * self._size()
+    def _table(self, snapshot: Snapshot) -> Array:
+        size = math.prod(snapshot.manifest.sample_shape or ())
+        return np.arange(snapshot.length, dtype=np.int64)[:, None] * size
 
-    @property
-    def shapes(self) -> Array:
-        """The shape of each sample: int64 `(n, ndim)`, a view that repeats one row."""
-        return np.broadcast_to(np.array(self.sample_shape, np.int64), (len(self), len(self.sample_shape)))
-
-    def _size(self) -> int:
-        return int(np.prod(self.sample_shape, dtype=np.int64))
-
-    def _sizes(self) -> Array:
-        return np.full(len(self), self._size())
+    def _shapes(self, snapshot: Snapshot) -> Array:
+        shape = snapshot.manifest.sample_shape or ()
+        return np.broadcast_to(np.array(shape, np.int64), (snapshot.length, len(shape)))
 
     def _ranges(self, snapshot: Snapshot, found: Positions) -> Iterable[tuple[int, int]]:
-        size = self._size() * self._array.dtype.itemsize
+        array = values(snapshot)
+        size = array.nbytes // max(len(array), 1)
         return merged(found * size, (found + 1) * size)
 
     def _patch(self, snapshot: Snapshot, i: int, value: Any) -> tuple[int, memoryview]:
-        array = fit_in_place(snapshot.manifest, i, self.sample_shape, value)
+        array = fit_in_place(snapshot.manifest, i, snapshot.manifest.sample_shape or (), value)
         return i * array.nbytes, raw(array)
 
 

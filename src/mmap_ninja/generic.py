@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mmap_ninja.base import AnyPath, Wrapped, open_map
+from mmap_ninja._reading import AnyPath
+from mmap_ninja.base import Wrapped, open_map
 from mmap_ninja.dense import DenseMmap
 from mmap_ninja.numpy import open_existing as open_memmap
 from mmap_ninja.string import StringsMmap

@@ -7,6 +7,7 @@ lists, ranges and 1-D arrays of integers, and boolean masks of the map's length 
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,16 @@ def positions(index: Any, length: int) -> Positions:
         raise out_of_range(int(array[bad][0]), length)
     found = array.astype(np.int64)
     return np.where(found < 0, found + length, found)
+
+
+def merged(starts: Positions, stops: Positions) -> Iterator[tuple[int, int]]:
+    """Ranges in ascending order, those joined that touch, those left out that are empty."""
+    tops = np.maximum.accumulate(stops)
+    gaps = np.flatnonzero(starts[1:] > tops[:-1])
+    firsts, lasts = np.concatenate([[0], gaps + 1]), np.concatenate([gaps, [len(starts) - 1]])
+    for start, stop in zip(starts[firsts].tolist(), tops[lasts].tolist(), strict=True):
+        if start < stop:
+            yield start, stop
 
 
 def _wrong_type(index: Any) -> IndexTypeError:

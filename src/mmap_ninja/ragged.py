@@ -10,19 +10,22 @@ from typing import Any
 import numpy as np
 
 from mmap_ninja._encode import Array, fit_in_place, fitted, joined, raw
+from mmap_ninja._making import Plan, template
+from mmap_ninja._reading import AnyPath
 from mmap_ninja._storage.index import MISSING
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.manifest import DATA, RAGGED, Manifest
 from mmap_ninja._storage.snapshot import Snapshot
 from mmap_ninja._storage.writer import Batch
-from mmap_ninja.base import AnyPath, Encoder, Mmap, Plan, Samples, template
+from mmap_ninja._writing import Encoder, Samples, many
+from mmap_ninja.base import Mmap
 from mmap_ninja.errors import MapCorruptError
 from mmap_ninja.indexing import out_of_range
 
 _SCALARS = "biuf"  # 0-d samples of these kinds read as Python scalars, as in 0.9.0
 
 
-class RaggedMmap(Mmap[Any]):
+class RaggedMmap(Mmap):
     """A map of arrays of one dtype and any shapes, which may also differ in their number of axes.
 
     `m[i]` is a read-only view of the sample's own shape; many samples are a list of such views. `mode="r+"` allows
@@ -86,7 +89,7 @@ class RaggedMmap(Mmap[Any]):
         The dtype is that of the first sample, and all others have to fit it exactly; `dtype` allows rounding of
         floats, in this call and all later ones. Durable when the call returns.
         """
-        samples = cls._check_samples(lists)
+        samples = many(lists)
         plan = cls._plan(
             dtype=dtype,
             metadata=metadata,

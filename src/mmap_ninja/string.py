@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mmap_ninja._reading import AnyPath
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.manifest import STRINGS
 from mmap_ninja._storage.snapshot import Snapshot
-from mmap_ninja.base import AnyPath, Samples
+from mmap_ninja._writing import Samples
 from mmap_ninja.binary import BytesMmap, byte_reader
 from mmap_ninja.errors import MapCorruptError, SampleError, SampleTypeError
 from mmap_ninja.indexing import out_of_range
@@ -108,10 +109,11 @@ class StringsMmap(BytesMmap):
                     raise out_of_range(i, length)
                 i += length
             start, count = row(i)
-            if start < 0 or count < 0 or start + count > size:
+            stop = start + count
+            if not 0 <= start <= stop <= size:
                 raise MapCorruptError(f"{snapshot.folder}: the index row {(start, count)} of sample {i} is wrong")
             try:
-                return str(data[start : start + count], "utf-8")
+                return str(data[start:stop], "utf-8")
             except UnicodeDecodeError as error:
                 raise _not_utf8(snapshot, i, error) from None
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import warnings
 
+from mmap_ninja._reading import AnyPath
 from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
 from mmap_ninja._storage.snapshot import find
 from mmap_ninja._storage.writer import writing
-from mmap_ninja.base import AnyPath
 from mmap_ninja.errors import MapNotFoundError, UpgradeWarning
 
 

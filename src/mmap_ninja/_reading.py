@@ -1,0 +1,306 @@
+"""The reading half of every map: opening, indexing, and what the index knows."""
+
+from __future__ import annotations
+
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from mmap_ninja._encode import Array
+from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
+from mmap_ninja._storage.manifest import Manifest
+from mmap_ninja._storage.snapshot import Snapshot, find, open_snapshot
+from mmap_ninja.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    MapClosedError,
+    MapKindError,
+    MapNotFoundError,
+    PartBuiltWarning,
+    SampleError,
+    SampleIndexError,
+    warn,
+)
+from mmap_ninja.indexing import Positions, is_single, merged, out_of_range, position, positions
+
+if TYPE_CHECKING:
+    from pathlib import Path  # 4 ms, for an attribute that few ask for
+
+AnyPath = str | os.PathLike[str]
+WRITE_MODES = ("r+", "r+b", "rb+")
+_READ_MODES = ("r", "rb")
+
+
+class Reading(ABC):
+    """A handle of one map: the state that it opened, and a function from a position to a sample."""
+
+    kind: ClassVar[str]
+
+    mode: str
+    wrapper_fn: Callable[[Any], Any] | None
+    copy_before_wrapper_fn: bool
+
+    @abstractmethod
+    def _reader(self, snapshot: Snapshot) -> Callable[[int], Any]:
+        """The function from an index, which it checks, to the sample."""
+
+    @classmethod
+    @abstractmethod
+    def _empty(cls) -> Manifest:
+        """The state of a map that is not there yet."""
+
+    # Opening.
+
+    def _open(
+        self,
+        out_dir: AnyPath,
+        mode: str,
+        wrapper_fn: Callable[[Any], Any] | None,
+        copy_before_wrapper_fn: bool,
+        keys: Keys = DEFAULT_KEYS,
+    ) -> None:
+        if mode not in _READ_MODES + WRITE_MODES:
+            raise ArgumentError(f"mode is {mode!r}, expected 'r' to read or 'r+' to assign in place as well")
+        self.mode, self._given_path = mode, os.fspath(out_dir)
+        self.wrapper_fn, self.copy_before_wrapper_fn = wrapper_fn, copy_before_wrapper_fn
+        self._folder, self._keys = os.path.abspath(out_dir), keys
+        self._change = threading.RLock()  # one change at a time through this handle
+        try:
+            self._load(open_snapshot(self._folder, keys))
+        except MapNotFoundError:
+            self._load(None)
+
+    @property
+    def out_dir(self) -> Path:
+        """The folder of the map, as it was given."""
+        from pathlib import Path
+
+        return Path(self._given_path)
+
+    def _load(self, snapshot: Snapshot | None) -> None:
+        """Make the handle see this state."""
+        if snapshot is not None and snapshot.manifest.kind != self.kind:
+            raise MapKindError(f"{self._folder} is a {snapshot.manifest.kind} map, not a {self.kind} one; use open_map")
+        stored = _nothing if snapshot is None or snapshot.length == 0 else self._reader(snapshot)
+        read = stored
+        if self.wrapper_fn is not None:
+            read = _wrapped(stored, self.wrapper_fn, self.copy_before_wrapper_fn)
+        self._snapshot, self._stored, self._read = snapshot, stored, read
+        if snapshot is not None and snapshot.manifest.building is not None:
+            _warn_part_built(snapshot)
+
+    def _state(self) -> Snapshot | None:
+        """The state that this handle sees, None where there is no map yet."""
+        if self._read is _closed:
+            raise MapClosedError(f"the map at {self._folder} was closed")
+        return self._snapshot
+
+    def _opened(self) -> Snapshot:
+        """The state that this handle sees, an empty one where there is no map yet."""
+        snapshot = self._state()
+        return Snapshot(self._folder, self._empty()) if snapshot is None else snapshot
+
+    def refresh(self) -> None:
+        """Move to the newest committed state, also of another map of this kind that has taken this one's place."""
+        with self._change:
+            if self._state() is not None or find(self._folder, self._keys) is not None:
+                self._load(open_snapshot(self._folder, self._keys))
+
+    def _is_closed(self) -> bool:
+        return self._read is _closed
+
+    def _let_go(self) -> None:
+        self._snapshot, self._stored, self._read = None, _closed, _closed
+
+    def close(self) -> None:
+        """Let go of the files; a second call does nothing. Arrays that were read stay valid."""
+        self._let_go()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _options(self) -> dict[str, Any]:
+        """The arguments that open the same map in another process."""
+        return {
+            "mode": self.mode,
+            "wrapper_fn": self.wrapper_fn,
+            "copy_before_wrapper_fn": self.copy_before_wrapper_fn,
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        snapshot = self._state()
+        seen = None if snapshot is None else (snapshot.manifest.id, snapshot.length)
+        return _reopen, (type(self), self._folder, self._options(), seen)
+
+    # Samples.
+
+    def __len__(self) -> int:
+        snapshot = self._state()
+        return 0 if snapshot is None else snapshot.length
+
+    def __getitem__(self, index: Any) -> Any:
+        """One sample, or several: see `mmap_ninja.indexing` for what an index may be."""
+        if type(index) is int:
+            return self._read(index)
+        if is_single(index):
+            return self._read(position(index, len(self)))
+        return self._many(index)
+
+    def _many(self, index: Any) -> Any:
+        read = self._read
+        return [read(i) for i in positions(index, len(self)).tolist()]
+
+    def take(self, indices: Any, out: Any = None) -> Any:
+        """Many samples at once, `m[indices]` for any iterable of indices.
+
+        Returns a list; for dense maps an array `(len(indices), *sample_shape)`. `out` is for dense maps only.
+        Raises `SampleIndexError`, `IndexTypeError`.
+        """
+        if out is not None:
+            raise ArgumentTypeError(f"take(out=...) is for dense maps; samples of a {self.kind} map differ in size")
+        return self._many(listed(indices))
+
+    def window(self, i: int, start: int, length: int) -> Any:
+        """Elements `[start, start + length)` of the first axis of sample i; only their pages are read.
+
+        A view of what is stored, before any `wrapper_fn`. Raises `SampleIndexError` where the sample does not reach
+        that far.
+        """
+        self._state()
+        return part(self._stored(position(i, len(self))), i, start, length)
+
+    def __iter__(self) -> Iterator[Any]:
+        for i in range(len(self)):
+            yield self._read(i)
+
+    def __reversed__(self) -> Iterator[Any]:
+        for i in reversed(range(len(self))):
+            yield self._read(i)
+
+    def __contains__(self, sample: object) -> bool:
+        return any(_equal(sample, other) for other in self)
+
+    def __repr__(self) -> str:
+        if self._read is _closed:
+            return f"<{type(self).__name__} {self._folder!r}, closed>"
+        return f"<{type(self).__name__} {self._folder!r} of length: {len(self)}, dtype: {self.dtype}>"
+
+    # What the index knows, without reading a sample.
+
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        """The dtype of the stored values (uint8 for texts and bytes); None until the first sample."""
+        return self._opened().manifest.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all stored samples in bytes, as they lie on the disk."""
+        return len(self._opened().data.bytes)
+
+    @property
+    def starts(self) -> Array:
+        """Where each sample begins, in elements from the first value of the map: int64 `(n,)`."""
+        return self._table(self._opened())[:, 0]
+
+    @property
+    def ends(self) -> Array:
+        """Where each sample ends, in elements: int64 `(n,)`."""
+        starts, sizes = self._places(self._opened())
+        return starts + sizes
+
+    @property
+    def shapes(self) -> Array:
+        """The shape of each sample: int64 `(n, ndim)`, -1 for axes that a sample of a mixed map lacks."""
+        return self._shapes(self._opened())
+
+    @property
+    def lengths(self) -> Array:
+        """`len` of each sample, from the index alone: int64 `(n,)`; 1 for scalars."""
+        shapes = self.shapes
+        return np.ones(len(shapes), np.int64) if shapes.shape[1] == 0 else np.abs(shapes[:, 0])  # -1 for scalars
+
+    def _table(self, snapshot: Snapshot) -> Array:
+        return snapshot.index.table(0, snapshot.length)
+
+    def _shapes(self, snapshot: Snapshot) -> Array:
+        return self._table(snapshot)[:, 1 : 1 + snapshot.index.ndim]
+
+    def _places(self, snapshot: Snapshot) -> tuple[Array, Array]:
+        """Where each sample begins, and how many elements are stored of it."""
+        shapes = self._shapes(snapshot)
+        return self._table(snapshot)[:, 0], np.where(shapes < 0, 1, shapes).prod(axis=1, dtype=np.int64)
+
+    def will_need(self, indices: Any) -> None:
+        """Tell the kernel to read these samples ahead; returns at once, and does nothing where it cannot be told."""
+        snapshot = self._opened()
+        found = np.unique(positions(listed(indices), snapshot.length))
+        if len(found):
+            snapshot.data.will_need(self._ranges(snapshot, found))
+
+    def _ranges(self, snapshot: Snapshot, found: Positions) -> Iterable[tuple[int, int]]:
+        """The ranges of bytes that these samples lie in, neighbours joined."""
+        itemsize = 1 if snapshot.manifest.dtype is None else snapshot.manifest.dtype.itemsize
+        starts, sizes = (column[found] * itemsize for column in self._places(snapshot))
+        return merged(starts, starts + sizes)
+
+
+def listed(indices: Any) -> Any:
+    """Any iterable of indices as something that a map is indexed by."""
+    return indices if isinstance(indices, np.ndarray | list | range | slice) else list(indices)
+
+
+def part(sample: Any, i: int, start: int, length: int) -> Any:
+    """The part of a sample along its first axis."""
+    if not hasattr(sample, "__len__") or getattr(sample, "ndim", 1) == 0:
+        raise SampleError(f"sample {i} is a scalar, it has no window")
+    if not 0 <= start <= start + length <= len(sample):
+        raise SampleIndexError(f"sample {i} has length {len(sample)}, the window is [{start}, {start + length})")
+    return sample[start : start + length]
+
+
+def _equal(sample: Any, other: Any) -> bool:
+    if isinstance(sample, np.ndarray) or isinstance(other, np.ndarray):
+        return np.array_equal(sample, other)
+    return bool(sample == other)
+
+
+def _nothing(i: int) -> Any:
+    raise out_of_range(i, 0)
+
+
+def _closed(i: int) -> Any:
+    raise MapClosedError("the map was closed")
+
+
+def _wrapped(read: Callable[[int], Any], wrapper_fn: Callable[[Any], Any], is_copied: bool) -> Callable[[int], Any]:
+    if is_copied:
+        return lambda i: wrapper_fn(copy(read(i)))
+    return lambda i: wrapper_fn(read(i))
+
+
+def _reopen(cls: type[Any], folder: str, options: Mapping[str, Any], seen: tuple[str, int] | None) -> Any:
+    """Open a pickled handle: the same samples as it saw, or `MapChangedError`."""
+    opened = cls(folder, **options)
+    if seen is not None:
+        id, length = seen
+        opened._load(open_snapshot(folder, opened._keys, id=id, length=length))
+    return opened
+
+
+def _warn_part_built(snapshot: Snapshot) -> None:
+    warn(
+        f"the map at {snapshot.folder} was never finished: it has the {snapshot.length} samples that were converted "
+        "so far; run the conversion again with resume=True to finish it",
+        PartBuiltWarning,
+    )

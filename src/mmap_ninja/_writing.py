@@ -1,0 +1,197 @@
+"""The writing half of every map: append, extend, assignment, and when all of it is durable."""
+
+from __future__ import annotations
+
+import errno
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from mmap_ninja._encode import Array
+from mmap_ninja._reading import WRITE_MODES, Reading
+from mmap_ninja._storage.inplace import InPlace
+from mmap_ninja._storage.manifest import Manifest
+from mmap_ninja._storage.snapshot import Snapshot
+from mmap_ninja._storage.writer import Batch, Build, Writer, sync_map, writing
+from mmap_ninja.errors import (
+    ArgumentTypeError,
+    MapChangedError,
+    MapKindError,
+    MapNotFoundError,
+    MapReadOnlyError,
+    SampleError,
+    SyncError,
+)
+from mmap_ninja.indexing import is_single, position, positions
+
+Samples = Sequence[Any] | Array
+Encoder = Callable[[Manifest, Samples], Batch]
+
+
+class Writing(Reading):
+    """Changes to a map through a handle, which then sees the newest state."""
+
+    _patches: InPlace | None = None  # what was assigned in place and not yet flushed
+    _failure: str | None = None  # why this handle can no longer be trusted to write
+    _is_unsynced = False
+
+    @classmethod
+    @abstractmethod
+    def _encoder(cls, dictionary: bytes | None, dictionary_size: int | None) -> Encoder:
+        """The function that converts and checks samples for a map in the given state."""
+
+    @abstractmethod
+    def _patch(self, snapshot: Snapshot, i: int, value: Any) -> tuple[int, memoryview]:
+        """Where the bytes of sample i begin in the data, and the bytes of `value` in their place."""
+
+    def append(self, sample: Any, sync: bool = True, timeout: float = 0.0) -> None:
+        """Add one sample; see `extend`, which is much faster for many."""
+        self._extend([sample], sync=sync, timeout=timeout)
+
+    def extend(self, samples: Any, sync: bool = True, timeout: float = 0.0) -> None:
+        """Add samples at the end, all of them or none.
+
+        When the call returns, they are durable; with `sync=False` they are safe against a kill of the process, and
+        against a power cut once the kernel has written them back, or after `flush`. `timeout` is how many seconds
+        to wait for another writer. Raises `SampleError`, `SampleTypeError`, `MapLockedError`, `MapChangedError`,
+        `OSError`; then no sample was added.
+        """
+        self._extend(many(samples), sync=sync, timeout=timeout)
+
+    def _extend(self, samples: Samples, *, sync: bool, timeout: float) -> None:
+        with self._change:
+            self._renew_checksums()
+            snapshot = self._opened()
+            if len(samples) == 0:
+                return
+            encode = self._encoder(snapshot.dictionary, None)
+            batch = encode(snapshot.manifest, samples)  # a bad sample changes nothing, not even the format
+            with self._writer(snapshot, timeout) as writer:
+                if not writer.state.takes_same(snapshot.manifest):  # another writer was faster
+                    batch = encode(writer.state, samples)
+                writer.append(batch, sync=sync)
+                writer.finish(sync=sync)
+            self._is_unsynced = self._is_unsynced or not sync
+            self._load(Snapshot(self._folder, writer.state))
+
+    @contextmanager
+    def _writer(self, snapshot: Snapshot, timeout: float = 0.0) -> Iterator[Writer]:
+        """Hold the lock of the map, if it still is the one that was opened and can be written to."""
+        if self._failure is not None:
+            raise SyncError(errno.EIO, f"{self._folder}: an earlier sync failed ({self._failure}); open the map again")
+        try:
+            with writing(self._folder, snapshot.manifest, self._keys, timeout) as writer:
+                if writer.state.kind != self.kind:
+                    raise MapKindError(f"{self._folder} is a {writer.state.kind} map now, not a {self.kind} one")
+                if self._snapshot is not None and writer.state.id != snapshot.manifest.id:
+                    raise MapChangedError(f"the map at {self._folder} was replaced since it was opened; open it again")
+                yield writer
+        except SyncError as error:
+            self._failure = str(error)
+            raise
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """Overwrite one sample or several of the same sizes, in mode `"r+"`.
+
+        All values are checked before the first byte is written. The bytes are written at once and durable after
+        `flush` or `close`, but not atomic under a crash: until then the map is marked as not checksummed.
+        """
+        with self._change:
+            snapshot = self._opened()
+            if self.mode not in WRITE_MODES:
+                raise MapReadOnlyError(
+                    f'{self._folder} is open read-only (mode "{self.mode}"); assigning needs mode="r+"'
+                )
+            assigned = list(_assigned(index, value, snapshot.length))
+            patches = [self._patch(snapshot, i, sample) for i, sample in assigned]
+            if not patches:
+                return
+            if self._patches is None:
+                with self._writer(snapshot) as writer:
+                    self._patches = InPlace(writer)
+                moved = Snapshot(self._folder, writer.state, snapshot.length)  # an upgrade may have moved samples
+                self._load(moved)
+                patches = [self._patch(moved, i, sample) for i, sample in assigned]
+            for at, raw in patches:
+                self._patches.write(at, raw)
+
+    def flush(self) -> None:
+        """Make everything that was written through this handle durable, and renew the checksums of assigned samples."""
+        with self._change:
+            self._state()
+            self._renew_checksums()
+            if self._is_unsynced and self._snapshot is not None:
+                sync_map(self._folder, self._snapshot.manifest)
+                self._is_unsynced = False
+
+    def _renew_checksums(self) -> None:
+        """Vouch again for what was assigned in place."""
+        if self._patches is not None:
+            patches, self._patches = self._patches, None
+            with self._writer(self._opened()) as writer:
+                patches.finish(writer)
+            self._load(Snapshot(self._folder, writer.state, len(self)))
+
+    def close(self) -> None:
+        """Flush, and let go of the files; a second call does nothing. Arrays that were read stay valid."""
+        with self._change:
+            if not self._is_closed():
+                self.flush()
+                self._let_go()
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """A copy of what the user has stored with the map, a dict of JSON values. Assigning one commits it."""
+        return dict(self._opened().manifest.metadata)
+
+    @metadata.setter
+    def metadata(self, value: Mapping[str, Any]) -> None:
+        checked = json_values(value)
+        with self._change:
+            self._renew_checksums()
+            snapshot = self._state()
+            if snapshot is None:
+                raise MapNotFoundError(f"there is no map at {self._folder} yet; append the first sample before that")
+            with self._writer(snapshot) as writer:
+                if isinstance(writer, Build):
+                    writer.state = writer.state.with_metadata(checked)
+                    writer.finish()
+                else:
+                    writer.change(metadata=checked)
+            self._load(Snapshot(self._folder, writer.state))
+
+
+def many(samples: Any) -> Samples:
+    """Samples as a list or array; what was meant as one sample is refused."""
+    if isinstance(samples, str | bytes | bytearray | Mapping):
+        raise ArgumentTypeError(f"expected a list of samples, got a {type(samples).__name__}; append adds one")
+    if isinstance(samples, list) or (isinstance(samples, np.ndarray) and samples.ndim):
+        return samples
+    try:
+        return list(samples)
+    except TypeError:
+        raise ArgumentTypeError(f"expected a list of samples, got a {type(samples).__name__}") from None
+
+
+def json_values(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The user's metadata, if it is a mapping that JSON can hold."""
+    try:
+        return MappingProxyType(dict(json.loads(json.dumps(dict(metadata), allow_nan=False))))
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(f"metadata has to be a dict of JSON values: {error}") from None
+
+
+def _assigned(index: Any, value: Any, length: int) -> Iterator[tuple[int, Any]]:
+    """Which position gets which value."""
+    if is_single(index):
+        yield position(index, length), value
+        return
+    found = positions(index, length)
+    if not hasattr(value, "__len__") or isinstance(value, str | bytes) or len(value) != len(found):
+        raise SampleError(f"expected a sequence of {len(found)} samples to assign, one for each index")
+    yield from zip(found.tolist(), value, strict=True)

@@ -10,9 +10,10 @@ from typing import Any
 
 from mmap_ninja import _ingest
 from mmap_ninja._reading import AnyPath
+from mmap_ninja._storage.build import Build
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.manifest import Manifest
-from mmap_ninja._storage.writer import Build, new_id
+from mmap_ninja._storage.writer import new_id
 from mmap_ninja._writing import Samples, Writing, json_values
 from mmap_ninja.errors import ArgumentTypeError
 

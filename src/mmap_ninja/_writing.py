@@ -14,10 +14,11 @@ import numpy as np
 
 from mmap_ninja._encode import Array
 from mmap_ninja._reading import WRITE_MODES, Reading
+from mmap_ninja._storage.build import Build, sync_map, writing
 from mmap_ninja._storage.inplace import InPlace
 from mmap_ninja._storage.manifest import Manifest
 from mmap_ninja._storage.snapshot import Snapshot
-from mmap_ninja._storage.writer import Batch, Build, Writer, sync_map, writing
+from mmap_ninja._storage.writer import Batch, Writer
 from mmap_ninja.errors import (
     ArgumentTypeError,
     MapChangedError,

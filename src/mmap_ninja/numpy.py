@@ -12,10 +12,10 @@ from typing import Any, cast
 import numpy as np
 
 from mmap_ninja._reading import AnyPath
+from mmap_ninja._storage.build import writing
 from mmap_ninja._storage.inplace import mark_unchecked
 from mmap_ninja._storage.manifest import DATA, DENSE, Manifest
 from mmap_ninja._storage.snapshot import Snapshot, open_snapshot
-from mmap_ninja._storage.writer import writing
 from mmap_ninja.dense import DenseMmap
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapChangedError, MapKindError
 

@@ -6,9 +6,9 @@ import os
 import warnings
 
 from mmap_ninja._reading import AnyPath
+from mmap_ninja._storage.build import writing
 from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
 from mmap_ninja._storage.snapshot import find
-from mmap_ninja._storage.writer import writing
 from mmap_ninja.errors import MapNotFoundError, UpgradeWarning
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mmap_ninja._storage import disk
+from mmap_ninja._storage.dtypes import parse_dtype
 from mmap_ninja._storage.manifest import (
     DATA,
     DENSE,
@@ -29,7 +30,6 @@ from mmap_ninja._storage.manifest import (
     Codec,
     File,
     Manifest,
-    parse_dtype,
 )
 from mmap_ninja.errors import MapCorruptError, MapKindError
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import MappingProxyType, TracebackType
 
 from mmap_ninja._storage import disk
-from mmap_ninja._storage.commit import publish, remove_files, sync_files, write_manifest
+from mmap_ninja._storage.commit import Appends, Opened, append, publish, remove_files, sync_files, write_manifest
 from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
 from mmap_ninja._storage.lock import LOCK, Lock
 from mmap_ninja._storage.manifest import BUILDING, DATA, DENSE, DICTIONARY, INDEX, MANIFEST, Building, File, Manifest
@@ -17,6 +18,8 @@ from mmap_ninja._storage.snapshot import boot_id, find, open_snapshot, read_json
 from mmap_ninja._storage.upgrade import upgrade
 from mmap_ninja._storage.writer import Batch, Writer, file_name, numbers
 from mmap_ninja.errors import ArgumentError, ForeignFileError, MapCorruptError, PartBuiltError, UpgradeWarning, warn
+
+_SAVE_EVERY = 0.1  # seconds of work that a killed build may lose
 
 
 @contextmanager
@@ -46,13 +49,9 @@ def writing(folder: str, template: Manifest, keys: Keys = DEFAULT_KEYS, timeout:
 
 def sync_map(folder: str, state: Manifest) -> None:
     """Make a state durable that was committed without syncs, its manifest included."""
-    sync_files(folder, state)
-    fd = disk.open_to_write(os.path.join(folder, MANIFEST))
-    try:
-        disk.sync(fd)
-    finally:
-        disk.close(fd)
-    disk.sync_folder(folder)
+    with Opened() as opened:
+        disk.sync(opened.file(folder, MANIFEST))
+        sync_files(folder, state, opened)
 
 
 class Build(Writer):
@@ -73,10 +72,12 @@ class Build(Writer):
         timeout: float = 0.0,
         lock: Lock | None = None,
     ) -> None:
-        super().__init__(folder, template, BUILDING)
+        super().__init__(folder, template)
         self._keys, self._lock, self._timeout = keys, lock, timeout
         self._replaced: Manifest | None = None
         self._has_begun = False
+        self._opened = Opened()
+        self._due = 0.0  # when the next manifest is written
         if lock is None and (resume or os.path.exists(os.path.join(folder, LOCK))):
             self._take_lock()  # a second writer has to hear of it before it converts anything
         if resume:
@@ -125,10 +126,25 @@ class Build(Writer):
         return state
 
     def append(self, batch: Batch, *, sync: bool = False) -> None:
-        """Write a batch and commit it to `building.json`; syncs come at the end, for everything at once."""
+        """Write a batch; syncs come at the end, for everything at once."""
         if not self._has_begun:
             self._begin()
         super().append(batch, sync=False)
+
+    def _commit(self, new: Manifest, appends: Appends, *, sync: bool) -> None:
+        for role, chunks in appends.items():
+            new = append(self.folder, new, role, chunks, self._opened)
+        self.state = new
+        if not appends or time.monotonic() >= self._due:
+            self._save()
+
+    def _save(self) -> None:
+        """Commit what was written so far to `building.json`.
+
+        Not after each batch: a rename over a file makes ext4 write that file out at once, 1 or 2 ms each time.
+        """
+        write_manifest(self.folder, self.state, BUILDING, sync=False)
+        self._due = time.monotonic() + _SAVE_EVERY
 
     def finish(self, *, sync: bool = True) -> None:
         """Make the map durable and put it in its place: the commit point of the whole build."""
@@ -138,10 +154,11 @@ class Build(Writer):
         used = {role: file for role, file in self.state.files.items() if role != DICTIONARY or file.size}
         files = MappingProxyType(used if self.state.length else {})
         state = replace(self.state, files=files, building=None, obsolete=tuple(sorted(names - self.state.names())))
-        publish(self.folder, state, sync=sync)
+        publish(self.folder, state, self._opened, sync=sync)
         self.state = state
 
     def _release(self) -> None:
+        self._opened.close()
         if self._lock is not None:
             self._lock.release()
 
@@ -151,7 +168,12 @@ class Build(Writer):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._release()
+        try:
+            if error is not None and self._opened:
+                with suppress(OSError):  # the error that led here is the one to hear of
+                    self._save()
+        finally:
+            self._release()
 
 
 def _committed(folder: str, keys: Keys) -> Manifest | None:

@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -28,26 +29,51 @@ from mmap_ninja._storage.manifest import BUILDING, DICTIONARY, INDEX, MANIFEST, 
 Appends = Mapping[str, Sequence[Buffer]]
 
 
-def commit(folder: str, state: Manifest, appends: Appends, *, to: str = MANIFEST, sync: bool = True) -> Manifest:
+class Opened(dict[str, int]):
+    """Descriptors to write to, by the name of their file; closed at the end of a `with` block."""
+
+    def file(self, folder: str, name: str, *, create: bool = False) -> int:
+        """The descriptor of a file, which is opened, or made, at its first use."""
+        if name not in self:
+            self[name] = disk.open_to_write(os.path.join(folder, name), create=create)
+        return self[name]
+
+    def sync(self) -> None:
+        """Make everything durable that was written to these files."""
+        for fd in self.values():
+            disk.sync_data(fd)
+
+    def close(self) -> None:
+        """Close all; a second call does nothing."""
+        while self:
+            disk.close(self.popitem()[1])
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def commit(folder: str, state: Manifest, appends: Appends, *, sync: bool = True) -> Manifest:
     """Append chunks to files and commit the result; returns the new state.
 
     `state` is the new state in everything but its files, which are as they were before; a file of no committed
     bytes is created. `sync=False` leaves it to the kernel when the bytes reach the disk.
     """
-    opened: dict[str, int] = {}
-    try:
+    with Opened() as opened:
         before = state
         for role, chunks in appends.items():
             state = append(folder, state, role, chunks, opened)
         if sync:
-            sync_opened(opened)
+            opened.sync()
             if any(_is_new(before.files[role], state.files[role]) for role in appends):
                 disk.sync_folder(folder)
-        write_manifest(folder, state, to, sync=sync)
+        write_manifest(folder, state, MANIFEST, sync=sync)
         with suppress(OSError):  # the samples are committed, whatever becomes of the headers
             _write_headers(state, appends, opened)
-    finally:
-        close_opened(opened)
     return state
 
 
@@ -66,23 +92,24 @@ def write_manifest(folder: str, state: Manifest, to: str, *, sync: bool) -> None
         disk.sync_folder(folder)
 
 
-def sync_files(folder: str, state: Manifest) -> None:
+def sync_files(folder: str, state: Manifest, opened: Opened) -> None:
     """Make every byte that the state names durable, and the names too."""
     for file in state.files.values():
-        names = [file.name] + ([file.crc_name] if file.size >= BLOCK and file.checked else [])
-        for name in names:
-            fd = disk.open_to_write(os.path.join(folder, name))
-            try:
-                disk.sync_data(fd)
-            finally:
-                disk.close(fd)
+        opened.file(folder, file.name)
+        if file.size >= BLOCK and file.checked:
+            opened.file(folder, file.crc_name)
+    opened.sync()
     disk.sync_folder(folder)
 
 
-def publish(folder: str, state: Manifest, *, sync: bool) -> None:
-    """Put a build in the place of what is there: the commit point of everything it has written."""
+def publish(folder: str, state: Manifest, opened: Opened, *, sync: bool) -> None:
+    """Put a build in the place of what is there: the commit point of everything it has written.
+
+    `opened` has the descriptors of its files, as `append` left them.
+    """
+    _write_headers(state, [role for role, file in state.files.items() if file.name in opened], opened)
     if sync:
-        sync_files(folder, state)
+        sync_files(folder, state, opened)
     write_manifest(folder, state, BUILDING, sync=sync)
     disk.replace(os.path.join(folder, BUILDING), os.path.join(folder, MANIFEST))
     if sync:
@@ -96,20 +123,20 @@ def remove_files(folder: str, names: Iterable[str]) -> None:
         disk.remove(folder, name)
 
 
-def append(folder: str, state: Manifest, role: str, chunks: Sequence[Buffer], opened: dict[str, int]) -> Manifest:
+def append(folder: str, state: Manifest, role: str, chunks: Sequence[Buffer], opened: Opened) -> Manifest:
     """Write chunks to one file, and the checksums of the blocks that they complete; commits nothing.
 
-    The descriptors are added to `opened`, by name, for the caller to sync and close.
+    The files stay open in `opened`, for the caller to sync and close.
     """
     file = state.files[role]
     after, crcs = appended(file, chunks)
     state = state.with_files(**{role: after})
-    fd = _open(folder, file.name, opened, create=file.size == 0)
+    fd = opened.file(folder, file.name, create=file.size == 0)
     if file.size == 0 and file.offset:
         disk.write_at(fd, [npy_header(*state.layout(role))], 0)
     disk.write_at(fd, chunks, file.end)
     if crcs:
-        fd = _open(folder, file.crc_name, opened, create=file.size < BLOCK)
+        fd = opened.file(folder, file.crc_name, create=file.size < BLOCK)
         disk.write_at(fd, [crcs], 4 * (file.size // BLOCK))
     return state
 
@@ -117,28 +144,14 @@ def append(folder: str, state: Manifest, role: str, chunks: Sequence[Buffer], op
 def checksum(folder: str, file: File, values: memoryview) -> File:
     """Write the checksums of a file that is there already; returns its entry with all of `values` committed."""
     done = File(file.name, offset=file.offset)
-    opened: dict[str, int] = {}
-    try:
+    with Opened() as opened:
         while done.size < len(values):
             at = done.size
             done, crcs = appended(done, [values[at : at + BLOCK]])
             if crcs:
-                disk.write_at(_open(folder, file.crc_name, opened, create=True), [crcs], 4 * (at // BLOCK))
-        sync_opened(opened)
-    finally:
-        close_opened(opened)
+                disk.write_at(opened.file(folder, file.crc_name, create=True), [crcs], 4 * (at // BLOCK))
+        opened.sync()
     return done
-
-
-def sync_opened(opened: Mapping[str, int]) -> None:
-    """Make everything written to these descriptors durable."""
-    for fd in opened.values():
-        disk.sync_data(fd)
-
-
-def close_opened(opened: Mapping[str, int]) -> None:
-    for fd in opened.values():
-        disk.close(fd)
 
 
 def _is_new(before: File, after: File) -> bool:
@@ -146,14 +159,8 @@ def _is_new(before: File, after: File) -> bool:
     return before.size == 0 or before.size < BLOCK <= after.size
 
 
-def _open(folder: str, name: str, opened: dict[str, int], *, create: bool) -> int:
-    if name not in opened:
-        opened[name] = disk.open_to_write(os.path.join(folder, name), create=create)
-    return opened[name]
-
-
-def _write_headers(state: Manifest, appends: Appends, opened: Mapping[str, int]) -> None:
-    for role in appends:
+def _write_headers(state: Manifest, roles: Iterable[str], opened: Opened) -> None:
+    for role in roles:
         file = state.files[role]
         if file.offset:
             disk.write_at(opened[file.name], [npy_header(*state.layout(role))], 0)
@@ -161,15 +168,12 @@ def _write_headers(state: Manifest, appends: Appends, opened: Mapping[str, int])
 
 def write_rows(folder: str, state: Manifest, tables: Iterable[np.ndarray[Any, Any]], *, sync: bool) -> Manifest:
     """Write a whole index file, table by table, uncommitted; returns the state with that file."""
-    opened: dict[str, int] = {}
-    try:
+    with Opened() as opened:
         for table in tables:
             state = append(folder, state, INDEX, [table.astype("<i8").tobytes()], opened)
         if sync:
-            sync_opened(opened)
+            opened.sync()
             disk.sync_folder(folder)
-    finally:
-        close_opened(opened)
     return state
 
 

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from mmap_ninja._storage.commit import (
+    Opened,
     append,
     checksum,
-    close_opened,
     publish,
     remove_files,
-    sync_opened,
     with_header,
     write_manifest,
     write_rows,
@@ -56,7 +55,8 @@ def upgrade(folder: str, old: Manifest) -> Manifest:
         state = write_rows(folder, state, _tables(snapshot), sync=True)
     gone = set(old.format_1) - {file.name for file in kept.values()}
     state = replace(state, generation=old.generation + 1, obsolete=tuple(sorted(gone)))
-    publish(folder, state, sync=True)
+    with Opened() as opened:
+        publish(folder, state, opened, sync=True)
     return state
 
 
@@ -110,11 +110,8 @@ def _in_c_order(folder: str, state: Manifest, snapshot: Snapshot) -> Manifest:
     values = np.ndarray(shape, dtype, snapshot.data.bytes, order="F")
     rows = max(1, _BYTES_AT_ONCE // max(values.nbytes // max(len(values), 1), 1))
     state = state.with_files(**{DATA: with_header(state, DATA)})
-    opened: dict[str, int] = {}
-    try:
+    with Opened() as opened:
         for first in range(0, len(values), rows):
             state = append(folder, state, DATA, [values[first : first + rows].tobytes()], opened)
-        sync_opened(opened)
-    finally:
-        close_opened(opened)
+        opened.sync()
     return state

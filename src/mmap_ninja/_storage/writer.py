@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmap_ninja._storage.commit import (
+    Appends,
     commit,
     remove_files,
     with_header,
@@ -18,7 +19,7 @@ from mmap_ninja._storage.commit import (
 )
 from mmap_ninja._storage.disk import Buffer
 from mmap_ninja._storage.index import widened
-from mmap_ninja._storage.manifest import DATA, DICTIONARY, INDEX, MANIFEST, File, Manifest
+from mmap_ninja._storage.manifest import DATA, DICTIONARY, INDEX, File, Manifest
 from mmap_ninja._storage.snapshot import open_snapshot
 
 ROWS_AT_ONCE = 1 << 16  # of an index that is written anew, to bound memory
@@ -61,8 +62,8 @@ def numbers(names: Iterable[str]) -> list[int]:
 class Writer:
     """Adds to one map; whoever has one holds the lock of the folder."""
 
-    def __init__(self, folder: str, state: Manifest, to: str = MANIFEST) -> None:
-        self.folder, self.state, self._to = folder, state, to
+    def __init__(self, folder: str, state: Manifest) -> None:
+        self.folder, self.state = folder, state
 
     def append(self, batch: Batch, *, sync: bool = True) -> None:
         """Write a batch behind the committed samples and commit it."""
@@ -88,7 +89,7 @@ class Writer:
             obsolete=tuple(sorted(obsolete)),
         )
         new = new.with_files(**{role: with_header(new, role) for role in appends})
-        self.state = commit(self.folder, new, appends, to=self._to, sync=sync)
+        self._commit(new, appends, sync=sync)
         remove_files(self.folder, obsolete)
 
     def finish(self, *, sync: bool = True) -> None:
@@ -97,7 +98,10 @@ class Writer:
     def change(self, *, sync: bool = True, **fields: Any) -> None:
         """Commit a state that differs in nothing but what it says about itself."""
         new = replace(self.state, **{"generation": self.state.generation + 1, "obsolete": (), **fields})
-        self.state = commit(self.folder, new, {}, to=self._to, sync=sync)
+        self._commit(new, {}, sync=sync)
+
+    def _commit(self, new: Manifest, appends: Appends, *, sync: bool) -> None:
+        self.state = commit(self.folder, new, appends, sync=sync)
 
     def _placed(self, rows: np.ndarray[Any, Any], state: Manifest) -> Buffer:
         """The rows with their starts counted from the first value of the map."""

@@ -24,7 +24,7 @@ import numpy as np
 
 from . import samples, stores
 from .harness import Report, Seconds, Size, Times, arguments, medians, private_memory, scratch, stopwatch, versus
-from .workers import LIST, OLD, OURS, Worker, environment, has_old, started
+from .workers import BUILD, LIST, OLD, OURS, Worker, environment, has_old, started
 
 # Sample kinds with the option that says how many, and how many times faster than 0.9.0 a read has to be.
 KINDS = {
@@ -127,8 +127,10 @@ def memory_of_open_map(side: str, folder: str, count: int) -> int:
 
 def time_import(side: str) -> tuple[float, list[str]]:
     """Seconds of `import mmap_ninja` after `import numpy` in a fresh process, and the packages that came with it."""
+    # Compiled before, like an installed package, whatever this shell says about writing bytecode.
+    variables = environment(side) | {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(BUILD / "bytecode")}
     command = [sys.executable, "-c", TIME_IMPORT]
-    done = subprocess.run(command, env=environment(side), capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
     seconds, packages = json.loads(done.stdout)
     return seconds, packages
 
@@ -165,7 +167,8 @@ def report_opening(report: Report, folder: str) -> None:
             seconds = {}
             for count, required in ((small, None), (large, None if read else 60)):
                 seconds[count] = medians(asked(workers, seconds_an_open, folder, count, read), args.rounds)
-                rows.append(versus(f"{work}: {count:,} samples", seconds[count], required))
+                row = versus(f"{work}: {count:,} samples", seconds[count], required, full_size=large >= 2_000_000)
+                rows.append(row)
             growth = {side: Times(seconds[large][side] / seconds[small][side]) for side in seconds[large]}
             rows.append({"work": f"  times as long as at {small:,}", **growth, "required": "flat"})
     report.section("Opening a map", rows)

@@ -117,7 +117,8 @@ def report_growing(report: Report, workers: list[Worker], folder: str) -> None:
             questions = asked(workers, seconds_an_extend, folder, count, kind, args.added)
             seconds[count] = medians(questions, 2 * args.rounds)
             work = f"extend {count:,} samples by {args.added:,} {kind}"
-            rows += both_ratios(work, seconds[count], *(required if count == large else ()))
+            of_large = required if count == large else (None, None)
+            rows += both_ratios(work, seconds[count], *of_large, full_size=large >= 2_000_000)
         growth = {side: Times(seconds[large][side] / seconds[small][side]) for side in seconds[large]}
         rows.append({"work": f"  times as long as at {small:,}", **growth, "required": "flat" if required[0] else ""})
     appends = medians(asked(workers, seconds_an_append, folder, small), args.rounds)
@@ -126,13 +127,18 @@ def report_growing(report: Report, workers: list[Worker], folder: str) -> None:
 
 
 def both_ratios(
-    work: str, seconds: dict[str, float], unsynced: float | None = None, synced: float | None = None
+    work: str,
+    seconds: dict[str, float],
+    unsynced: float | None = None,
+    synced: float | None = None,
+    *,
+    full_size: bool = True,
 ) -> list[dict[str, Any]]:
     """A row of seconds, and one row for each of our two ways against 0.9.0 as it is."""
     times = {name: value for name, value in versus(work, seconds).items() if name in ("work", *SIDES)}
     rows = [times]
     for ours, required, label in ((UNSYNCED, unsynced, "  sync=False"), (OURS, synced, "  with its syncs")):
-        row = versus(label, seconds, required, ours)
+        row = versus(label, seconds, required, ours, full_size=full_size)
         rows.append({name: value for name, value in row.items() if name not in SIDES})
     return rows
 

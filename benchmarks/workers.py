@@ -16,6 +16,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ def old_folder() -> Path:
     return BUILD / f"mmap_ninja-{OLD_VERSION}"
 
 
+@cache
 def has_old() -> bool:
     """Whether 0.9.0 is there; installs it into a folder of its own the first time."""
     if old_folder().exists():

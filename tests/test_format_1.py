@@ -350,6 +350,7 @@ def used_bytes(name, folder):
 
 def assert_upgraded(name, folder, expected):
     assert (folder / "manifest.json").is_file()
+    assert {path.name for path in folder.rglob("*.ninja")} <= {"data.ninja", "zstd_dict.ninja"}  # none to mislead 0.9.0
     assert_equal(list(open_map(folder)), expected)
     assert_equal(list(open_kind(folder, name)), expected)
     if "fortran" in name:

@@ -10,8 +10,9 @@ import numpy as np
 
 from mmap_ninja import lossless
 from mmap_ninja._storage.disk import Buffer
+from mmap_ninja._storage.dtypes import check_storable
 from mmap_ninja._storage.manifest import Manifest
-from mmap_ninja.errors import SampleError, SampleTypeError
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError, SampleError, SampleTypeError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -33,11 +34,34 @@ def fitted(state: Manifest, samples: Sequence[Any] | Array) -> list[Array]:
         try:
             array = lossless.as_array(sample)
             if dtype is None:
-                dtype = array.dtype
+                dtype = storable(array.dtype)
             arrays.append(lossless.fit(sample, array, dtype, state.dtype_given))
         except (SampleError, SampleTypeError) as error:
             raise numbered(error, state, k) from None
     return arrays
+
+
+def storable(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of the first sample, if a map can have it."""
+    try:
+        check_storable(dtype)
+    except ValueError as error:
+        raise SampleTypeError(str(error)) from None
+    return dtype
+
+
+def asked_for(dtype: Any) -> np.dtype[Any] | None:
+    """The dtype that the user gave, if a map can have it."""
+    if dtype is None:
+        return None
+    try:
+        given: np.dtype[Any] = np.dtype(dtype)
+        check_storable(given)
+    except TypeError as error:
+        raise ArgumentTypeError(f"dtype is {dtype!r}: {error}") from None
+    except ValueError as error:
+        raise ArgumentError(f"dtype is {dtype!r}: {error}") from None
+    return given
 
 
 def numbered(error: Exception, state: Manifest, k: int) -> Exception:

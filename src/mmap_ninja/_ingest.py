@@ -9,7 +9,6 @@ from typing import Any
 
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MissingExtraError
 
-_END = object()
 _TASKS_PER_WORKER = 4  # parts of a batch for each, so that slow samples do not keep the others waiting
 
 
@@ -21,6 +20,14 @@ def check_batch_size(batch_size: int) -> int:
     if size < 1:
         raise ArgumentError(f"batch_size is {batch_size}, expected at least 1")
     return size
+
+
+def check_jobs(n_jobs: int | None) -> None:
+    """Refuse a number of processes that joblib could not make sense of."""
+    if n_jobs is not None and type(n_jobs) is not int:
+        raise ArgumentTypeError(f"n_jobs is {n_jobs!r}, expected an integer or None")
+    if n_jobs == 0:
+        raise ArgumentError("n_jobs is 0, expected a number of processes, -1 for as many as there are cores, or None")
 
 
 def progress(samples: Iterable[Any], verbose: bool, total: int | None, done: int = 0) -> Iterable[Any]:
@@ -47,24 +54,31 @@ def length_of(samples: Any) -> int | None:
         return None
 
 
-def from_iterable(samples: Iterable[Any], start: int, verbose: bool) -> Iterator[Any]:
-    """The samples of an iterable from number `start` on; those before are taken and dropped."""
-    rest = islice(iter(samples), start, None)
-    shown, number = iter(progress(rest, verbose, length_of(samples), start)), start
+def from_iterable(samples: Iterable[Any], start: int, verbose: bool, size: int) -> Iterator[list[Any]]:
+    """Lists of `size` samples, from number `start` on; those before are taken and dropped."""
+    iterator, number = iter(samples), 0
+    try:
+        for _ in islice(iterator, start):
+            number += 1
+    except Exception as error:
+        raise with_number(error, number)  # noqa: B904 - the same error, with a note
+    shown = iter(progress(iterator, verbose, length_of(samples), start))
     while True:
+        chunk: list[Any] = []
         try:
-            sample = next(shown, _END)
+            chunk.extend(islice(shown, size))  # what it took before an error stays in it
         except Exception as error:
-            raise with_number(error, number)  # noqa: B904 - the same error, with a note
-        if sample is _END:
+            raise with_number(error, number + len(chunk))  # noqa: B904 - the same error, with a note
+        if not chunk:
             return
-        yield sample
-        number += 1
+        yield chunk
+        number += len(chunk)
 
 
 def from_indexable(indexable: Any, start: int, n_jobs: int | None, verbose: bool, batch_size: int) -> Iterator[Any]:
     """`indexable[i]`, or `indexable(i)`, for i from `start` until its length, or its first `IndexError`."""
     load, total = loader(indexable), length_of(indexable)
+    check_jobs(n_jobs)
     if n_jobs in (None, 1):
         samples = _one_by_one(load, start, total)
     else:
@@ -74,6 +88,8 @@ def from_indexable(indexable: Any, start: int, n_jobs: int | None, verbose: bool
 
 def loader(indexable: Any) -> Callable[[int], Any]:
     """The function from a number to a sample."""
+    if isinstance(indexable, str | bytes | bytearray):
+        raise ArgumentTypeError(f"expected an indexable of samples, got a {type(indexable).__name__}")
     if hasattr(indexable, "__getitem__"):
         return indexable.__getitem__  # type: ignore[no-any-return]
     if callable(indexable):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmap_ninja import _ingest
-from mmap_ninja._reading import AnyPath
+from mmap_ninja._reading import AnyPath, check_mode
 from mmap_ninja._storage.build import Build
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.manifest import Manifest
@@ -25,6 +25,16 @@ class Plan:
     template: Manifest
     opening: Mapping[str, Any]
     dictionary_size: int | None = None
+
+    def check(self, kind: Callable[..., Any]) -> None:
+        """Refuse options that opening would refuse when the map is built already."""
+        import inspect
+
+        try:
+            inspect.signature(kind).bind("out_dir", **self.opening)
+        except TypeError as error:
+            raise ArgumentTypeError(f"{kind.__name__}: {error}") from None
+        check_mode(self.opening["mode"])
 
     def keys(self) -> Keys:
         """The names of the subfolders that a map of format 1 in the same place may have."""
@@ -70,7 +80,7 @@ class Making(Writing):
             raise ArgumentTypeError(f"expected an iterable of samples, got a {type(sample_generator).__name__}")
         return cls._build(
             out_dir,
-            lambda start: _ingest.chunks(_ingest.from_iterable(sample_generator, start, verbose), size),
+            lambda start: _ingest.from_iterable(sample_generator, start, verbose, size),
             cls._plan(**options),
             resume=resume,
             sync=sync,
@@ -98,6 +108,7 @@ class Making(Writing):
         """
         size = _ingest.check_batch_size(batch_size)
         _ingest.loader(indexable)
+        _ingest.check_jobs(n_jobs)
         return cls._build(
             out_dir,
             lambda start: _ingest.chunks(_ingest.from_indexable(indexable, start, n_jobs, verbose, size), size),
@@ -120,12 +131,15 @@ class Making(Writing):
     ) -> Any:
         """Make a map of `batches(start)`, the samples from number `start` on, each checked before it is written."""
         folder = os.path.abspath(out_dir)
+        plan.check(cls)
         with Build(folder, plan.template, plan.keys(), resume=resume, timeout=timeout) as build:
             encode = cls._encoder(build.dictionary(), plan.dictionary_size)
             for samples in batches(build.state.length):
                 build.append(encode(build.state, samples))
             build.finish(sync=sync)
-        return cls(out_dir, **plan.opening)  # type: ignore[call-arg]
+        made = cls(out_dir, **plan.opening)  # type: ignore[call-arg]
+        made._is_unsynced = not sync
+        return made
 
 
 def template(kind: str, *, metadata: Mapping[str, Any] | None = None, **fields: Any) -> Manifest:

@@ -19,6 +19,7 @@ from mmap_ninja._storage.snapshot import Snapshot, find, open_snapshot
 from mmap_ninja.errors import (
     ArgumentError,
     ArgumentTypeError,
+    IndexTypeError,
     MapClosedError,
     MapKindError,
     MapNotFoundError,
@@ -27,7 +28,7 @@ from mmap_ninja.errors import (
     SampleIndexError,
     warn,
 )
-from mmap_ninja.indexing import Positions, is_single, merged, out_of_range, position, positions
+from mmap_ninja.indexing import Positions, is_single, listed, merged, out_of_range, position, positions
 
 if TYPE_CHECKING:
     from pathlib import Path  # 4 ms, for an attribute that few ask for
@@ -65,9 +66,7 @@ class Reading(ABC):
         copy_before_wrapper_fn: bool,
         keys: Keys = DEFAULT_KEYS,
     ) -> None:
-        if mode not in _READ_MODES + WRITE_MODES:
-            raise ArgumentError(f"mode is {mode!r}, expected 'r' to read or 'r+' to assign in place as well")
-        self.mode, self._given_path = mode, os.fspath(out_dir)
+        self.mode, self._given_path = check_mode(mode), os.fspath(out_dir)
         self.wrapper_fn, self.copy_before_wrapper_fn = wrapper_fn, copy_before_wrapper_fn
         self._folder, self._keys = os.path.abspath(out_dir), keys
         self._change = threading.RLock()  # one change at a time through this handle
@@ -91,7 +90,8 @@ class Reading(ABC):
         read = stored
         if self.wrapper_fn is not None:
             read = _wrapped(stored, self.wrapper_fn, self.copy_before_wrapper_fn)
-        self._snapshot, self._stored, self._read = snapshot, stored, read
+        # In this order: a thread that sees the new length can already read the new samples.
+        self._read, self._stored, self._snapshot = read, stored, snapshot
         if snapshot is not None and snapshot.manifest.building is not None:
             _warn_part_built(snapshot)
 
@@ -123,6 +123,7 @@ class Reading(ABC):
         self._let_go()
 
     def __enter__(self) -> Any:
+        self._state()
         return self
 
     def __exit__(
@@ -158,8 +159,9 @@ class Reading(ABC):
         return self._many(index)
 
     def _many(self, index: Any) -> Any:
+        found = positions(index, len(self)).tolist()
         read = self._read
-        return [read(i) for i in positions(index, len(self)).tolist()]
+        return [read(i) for i in found]
 
     def take(self, indices: Any, out: Any = None) -> Any:
         """Many samples at once, `m[indices]` for any iterable of indices.
@@ -178,6 +180,7 @@ class Reading(ABC):
         that far.
         """
         self._state()
+        check_window(i, start, length)
         return part(self._stored(position(i, len(self))), i, start, length)
 
     def __iter__(self) -> Iterator[Any]:
@@ -206,7 +209,15 @@ class Reading(ABC):
     @property
     def nbytes(self) -> int:
         """The size of all stored samples in bytes, as they lie on the disk."""
-        return len(self._opened().data.bytes)
+        return len(self._bytes(self._opened()))
+
+    def _bytes(self, snapshot: Snapshot) -> memoryview:
+        """The stored bytes of all samples that this handle sees."""
+        if snapshot.length in (0, snapshot.manifest.length):
+            return snapshot.data.bytes[: snapshot.length and None]
+        starts, sizes = self._places(snapshot)
+        itemsize = 1 if snapshot.manifest.dtype is None else snapshot.manifest.dtype.itemsize
+        return snapshot.data.bytes[: int(starts[-1] + sizes[-1]) * itemsize]
 
     @property
     def starts(self) -> Array:
@@ -255,9 +266,17 @@ class Reading(ABC):
         return merged(starts, starts + sizes)
 
 
-def listed(indices: Any) -> Any:
-    """Any iterable of indices as something that a map is indexed by."""
-    return indices if isinstance(indices, np.ndarray | list | range | slice) else list(indices)
+def check_mode(mode: str) -> str:
+    """Refuse a mode that no map has."""
+    if mode not in _READ_MODES + WRITE_MODES:
+        raise ArgumentError(f"mode is {mode!r}, expected 'r' to read or 'r+' to assign in place as well")
+    return mode
+
+
+def check_window(i: Any, start: Any, length: Any) -> None:
+    """Refuse a window that does not go by integers."""
+    if not (is_single(i) and is_single(start) and is_single(length)):
+        raise IndexTypeError(f"a window goes by integers, not by {i!r}, {start!r}, {length!r}")
 
 
 def part(sample: Any, i: int, start: int, length: int) -> Any:
@@ -270,9 +289,12 @@ def part(sample: Any, i: int, start: int, length: int) -> Any:
 
 
 def _equal(sample: Any, other: Any) -> bool:
-    if isinstance(sample, np.ndarray) or isinstance(other, np.ndarray):
+    if isinstance(sample, str | bytes) or isinstance(other, str | bytes):
+        return type(sample) is type(other) and bool(sample == other)
+    try:
         return np.array_equal(sample, other)
-    return bool(sample == other)
+    except (TypeError, ValueError):  # no array at all
+        return False
 
 
 def _nothing(i: int) -> Any:

@@ -7,6 +7,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from mmap_ninja._encode import Array
 from mmap_ninja._reading import WRITE_MODES, Reading
-from mmap_ninja._storage.build import Build, sync_map, writing
+from mmap_ninja._storage.build import Build, writing
 from mmap_ninja._storage.inplace import InPlace
 from mmap_ninja._storage.manifest import Manifest
 from mmap_ninja._storage.snapshot import Snapshot
@@ -86,7 +87,9 @@ class Writing(Reading):
         if self._failure is not None:
             raise SyncError(errno.EIO, f"{self._folder}: an earlier sync failed ({self._failure}); open the map again")
         try:
-            with writing(self._folder, snapshot.manifest, self._keys, timeout) as writer:
+            with writing(
+                self._folder, snapshot.manifest, self._keys, timeout=timeout, may_make=self._snapshot is None
+            ) as writer:
                 if writer.state.kind != self.kind:
                     raise MapKindError(f"{self._folder} is a {writer.state.kind} map now, not a {self.kind} one")
                 if self._snapshot is not None and writer.state.id != snapshot.manifest.id:
@@ -126,8 +129,11 @@ class Writing(Reading):
         with self._change:
             self._state()
             self._renew_checksums()
-            if self._is_unsynced and self._snapshot is not None:
-                sync_map(self._folder, self._snapshot.manifest)
+            if self._is_unsynced:
+                with self._writer(self._opened()) as writer:
+                    if not writer.state.synced:
+                        writer.change(sync=True)
+                self._load(Snapshot(self._folder, writer.state, len(self)))
                 self._is_unsynced = False
 
     def _renew_checksums(self) -> None:
@@ -148,7 +154,7 @@ class Writing(Reading):
     @property
     def metadata(self) -> dict[str, Any]:
         """A copy of what the user has stored with the map, a dict of JSON values. Assigning one commits it."""
-        return dict(self._opened().manifest.metadata)
+        return deepcopy(dict(self._opened().manifest.metadata))
 
     @metadata.setter
     def metadata(self, value: Mapping[str, Any]) -> None:
@@ -182,7 +188,8 @@ def many(samples: Any) -> Samples:
 def json_values(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
     """The user's metadata, if it is a mapping that JSON can hold."""
     try:
-        return MappingProxyType(dict(json.loads(json.dumps(dict(metadata), allow_nan=False))))
+        copied: dict[str, Any] = json.loads(json.dumps(dict(metadata), allow_nan=False))
+        return MappingProxyType(copied)
     except (TypeError, ValueError) as error:
         raise ArgumentTypeError(f"metadata has to be a dict of JSON values: {error}") from None
 

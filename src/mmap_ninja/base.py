@@ -91,8 +91,7 @@ def from_generator_base(
 
     folder, size, made = Path(out_dir), _ingest.check_batch_size(batch_size), None
     make_folder(str(folder))
-    samples = _ingest.from_iterable(sample_generator, 0, kwargs.pop("verbose", False))
-    for chunk in _ingest.chunks(samples, size):
+    for chunk in _ingest.from_iterable(sample_generator, 0, kwargs.pop("verbose", False), size):
         if made is None:
             made = batch_ctor(folder, chunk, **kwargs)
         elif extend_fn is not None:

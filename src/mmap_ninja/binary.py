@@ -9,15 +9,23 @@ import numpy as np
 
 from mmap_ninja._encode import Array, numbered
 from mmap_ninja._making import Plan, template
-from mmap_ninja._reading import AnyPath, part
+from mmap_ninja._reading import AnyPath, check_window, part
 from mmap_ninja._storage.disk import Buffer
+from mmap_ninja._storage.index import MISSING_IN_ROW
 from mmap_ninja._storage.manifest import BYTES, Codec, Manifest
 from mmap_ninja._storage.snapshot import Snapshot
 from mmap_ninja._storage.writer import Batch
 from mmap_ninja._writing import Encoder, Samples, many
 from mmap_ninja.base import Mmap
 from mmap_ninja.codec import Zstd, train_dictionary
-from mmap_ninja.errors import ArgumentError, MapCorruptError, MapReadOnlyError, SampleError, SampleTypeError
+from mmap_ninja.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    MapCorruptError,
+    MapReadOnlyError,
+    SampleError,
+    SampleTypeError,
+)
 from mmap_ninja.indexing import out_of_range, position
 
 _JOINED = 32 * 1024  # below this mean size in bytes, one copy into one buffer is cheaper than a write for each
@@ -99,8 +107,8 @@ class BytesMmap(Mmap):
         codec = None if zstd_level is None else Codec("zstd", zstd_level)
         if zstd_level is not None:
             Zstd(zstd_level)  # refuses a wrong level, and says if zstandard is missing
-        elif zstd_train_dictionary_size is not None:
-            raise ArgumentError("zstd_train_dictionary_size needs a zstd_level")
+        if zstd_train_dictionary_size is not None:
+            _check_dictionary_size(zstd_train_dictionary_size, zstd_level)
         made = template(cls.kind, dtype=np.dtype(np.uint8), ndim=1, codec=codec, metadata=metadata)
         return Plan(made, {"mode": mode, **opening}, zstd_train_dictionary_size)
 
@@ -125,6 +133,7 @@ class BytesMmap(Mmap):
 
         Raises `SampleIndexError` where the sample does not reach that far.
         """
+        check_window(i, start, length)
         read = byte_reader(self._opened())
         return bytes(part(read(position(i, len(self))), i, start, length))
 
@@ -160,6 +169,15 @@ class BytesMmap(Mmap):
         return start, memoryview(raw)
 
 
+def _check_dictionary_size(size: int, level: int | None) -> None:
+    if level is None:
+        raise ArgumentError("zstd_train_dictionary_size needs a zstd_level")
+    if type(size) is not int:
+        raise ArgumentTypeError(f"zstd_train_dictionary_size is {size!r}, expected a number of bytes")
+    if size < 256:
+        raise ArgumentError(f"zstd_train_dictionary_size is {size}, expected at least 256 bytes")
+
+
 def _shown(samples: Samples, verbose: bool) -> Samples:
     from mmap_ninja._ingest import progress
 
@@ -179,12 +197,14 @@ def byte_reader(snapshot: Snapshot) -> Callable[[int], memoryview]:
         if not -length <= i < length:
             raise out_of_range(i, length)
         start, size, *raw_size = row(i if i >= 0 else i + length)
-        if not 0 <= start <= start + size <= len(data):
+        if not start <= start + size <= len(data):
             raise MapCorruptError(
                 f"{snapshot.folder}: sample {i} lies at [{start}, {start + size}) of {len(data)} bytes"
             )
         stored = data[start : start + size]
-        return stored if codec is None else memoryview(codec.decompress(stored, raw_size[0]))
+        if codec is None:
+            return stored
+        return memoryview(codec.decompress(stored, None if raw_size[0] == MISSING_IN_ROW else raw_size[0]))
 
     return read
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from mmap_ninja.errors import ArgumentError, MapCorruptError, MissingExtraError
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapCorruptError, MissingExtraError
 
 
 def _zstandard() -> Any:
@@ -22,6 +22,8 @@ class Zstd:
 
     def __init__(self, level: int, dictionary: bytes | None = None) -> None:
         self._zstd = _zstandard()
+        if type(level) is not int:
+            raise ArgumentTypeError(f"zstd_level is {level!r}, expected an integer")
         if not 1 <= level <= self._zstd.MAX_COMPRESSION_LEVEL:
             raise ArgumentError(f"zstd_level is {level}, expected 1 to {self._zstd.MAX_COMPRESSION_LEVEL}")
         self._level = level
@@ -32,11 +34,11 @@ class Zstd:
         """One frame, which knows the size of its content."""
         return self._context("compressor", self._zstd.ZstdCompressor, level=self._level).compress(sample)  # type: ignore[no-any-return]
 
-    def decompress(self, frame: memoryview, size: int) -> bytes:
-        """The content of a frame: `size` bytes, or as many as the frame says where `size` is negative."""
+    def decompress(self, frame: memoryview, size: int | None) -> bytes:
+        """The content of a frame: `size` bytes, or as many as the frame says where nobody has written that down."""
         try:
             found = self._zstd.frame_content_size(frame)
-            if found < 0 or (size >= 0 and found != size):
+            if found < 0 or (size is not None and found != size):
                 raise MapCorruptError(f"a zstd frame of {found} bytes, expected {size}")
             return self._context("decompressor", self._zstd.ZstdDecompressor).decompress(frame)  # type: ignore[no-any-return]
         except self._zstd.ZstdError as error:

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from mmap_ninja import lossless
-from mmap_ninja._encode import Array, fit_in_place, fitted, joined, numbered, raw
+from mmap_ninja._encode import Array, asked_for, fit_in_place, fitted, joined, numbered, raw, storable
 from mmap_ninja._making import Plan, template
-from mmap_ninja._reading import AnyPath, listed
+from mmap_ninja._reading import AnyPath
 from mmap_ninja._storage.manifest import DENSE, Manifest
 from mmap_ninja._storage.snapshot import Snapshot
 from mmap_ninja._storage.writer import Batch
 from mmap_ninja._writing import Encoder, Samples
 from mmap_ninja.base import Mmap
 from mmap_ninja.errors import ArgumentTypeError, SampleError, SampleTypeError
-from mmap_ninja.indexing import Positions, merged, out_of_range, positions
+from mmap_ninja.indexing import Positions, checked, listed, merged, out_of_range, positions
 
 
 class DenseMmap(Mmap):
@@ -36,7 +36,6 @@ class DenseMmap(Mmap):
     """
 
     kind = DENSE
-    _array: Array
 
     def __init__(
         self,
@@ -81,7 +80,7 @@ class DenseMmap(Mmap):
     def _plan(
         cls, *, dtype: Any = None, metadata: Mapping[str, Any] | None = None, mode: str = "r+", **opening: Any
     ) -> Plan:
-        given = None if dtype is None else np.dtype(dtype)
+        given = asked_for(dtype)
         return Plan(
             template(DENSE, dtype=given, dtype_given=given is not None, metadata=metadata), {"mode": mode, **opening}
         )
@@ -90,12 +89,8 @@ class DenseMmap(Mmap):
     def _encoder(cls, dictionary: bytes | None, dictionary_size: int | None) -> Encoder:
         return encode
 
-    def _load(self, snapshot: Snapshot | None) -> None:
-        super()._load(snapshot)
-        self._array = values(self._opened())
-
     def _reader(self, snapshot: Snapshot) -> Callable[[int], Any]:
-        array, length = values(snapshot), snapshot.length
+        array, length = _samples(snapshot), snapshot.length
 
         def read(i: int) -> Any:
             try:
@@ -106,12 +101,11 @@ class DenseMmap(Mmap):
         return read
 
     def _many(self, index: Any) -> Any:
-        self._state()
-        array = self._array  # one state for the check and for the read, whatever other threads do
+        array = _samples(self._opened())  # one state for the check and for the read, whatever other threads do
         if self.wrapper_fn is not None:
             return super()._many(index)
         if type(index) is slice:
-            return array[index]
+            return array[checked(index)]
         return np.take(array, positions(index, len(array)), axis=0, mode="clip")
 
     def take(self, indices: Any, out: Any = None) -> Any:
@@ -123,8 +117,7 @@ class DenseMmap(Mmap):
             return super().take(indices)
         if self.wrapper_fn is not None:
             raise ArgumentTypeError("take(out=...) copies stored samples; it knows no wrapper_fn")
-        self._state()
-        array = self._array
+        array = _samples(self._opened())
         found = positions(listed(indices), len(array))
         shape = (len(found), *array.shape[1:])
         if not isinstance(out, np.ndarray) or out.dtype != array.dtype or out.shape != shape:
@@ -145,13 +138,21 @@ class DenseMmap(Mmap):
         return np.broadcast_to(np.array(shape, np.int64), (snapshot.length, len(shape)))
 
     def _ranges(self, snapshot: Snapshot, found: Positions) -> Iterable[tuple[int, int]]:
-        array = values(snapshot)
+        array = _samples(snapshot)
         size = array.nbytes // max(len(array), 1)
         return merged(found * size, (found + 1) * size)
 
     def _patch(self, snapshot: Snapshot, i: int, value: Any) -> tuple[int, memoryview]:
         array = fit_in_place(snapshot.manifest, i, snapshot.manifest.sample_shape or (), value)
         return i * array.nbytes, raw(array)
+
+
+def _samples(snapshot: Snapshot) -> Array:
+    """All samples of a snapshot, as an array that is made once."""
+    if snapshot.view is None:
+        snapshot.view = values(snapshot)
+    array: Array = snapshot.view
+    return array
 
 
 def values(snapshot: Snapshot) -> Array:
@@ -180,7 +181,7 @@ def _encode_array(state: Manifest, samples: Array) -> Batch:
     shape = samples.shape[1:]
     if state.sample_shape is not None and shape != state.sample_shape:
         raise SampleError(f"samples of shape {shape}, expected {state.sample_shape}; RaggedMmap takes any")
-    dtype = samples.dtype if state.dtype is None else state.dtype
+    dtype = storable(samples.dtype) if state.dtype is None else state.dtype
     try:
         array = lossless.fit(samples, lossless.as_array(samples), dtype, state.dtype_given)
     except SampleError:

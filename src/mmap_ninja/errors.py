@@ -25,6 +25,10 @@ class MapPathError(MmapNinjaError, NotADirectoryError):
     """The path of a map is a file, or something else that is no folder."""
 
 
+class MapPermissionError(MmapNinjaError, PermissionError):
+    """A file of a map may not be read."""
+
+
 class MapCorruptError(MmapNinjaError, ValueError):
     """A folder is damaged, incomplete, or not what it claims to be."""
 

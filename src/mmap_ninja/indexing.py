@@ -40,16 +40,21 @@ def out_of_range(index: int, length: int) -> SampleIndexError:
 def positions(index: Any, length: int) -> Positions:
     """The positions of many samples, as int64 array `(count,)`."""
     if isinstance(index, slice):
-        return np.arange(*index.indices(length), dtype=np.int64)
+        return np.arange(*checked(index).indices(length), dtype=np.int64)
     if not isinstance(index, list | range | np.ndarray):
         raise _wrong_type(index)
-    array = np.asarray(index)
+    try:
+        array = np.asarray(index)
+    except ValueError:  # lists of different lengths
+        raise _wrong_type(index) from None
     if array.ndim == 1 and array.dtype.kind == "b":
         if len(array) != length:
             raise SampleIndexError(f"a boolean mask of {len(array)} values for a map of {length} samples")
         return np.flatnonzero(array)
-    if array.ndim == 1 and array.size == 0 and isinstance(index, list):
+    if array.ndim == 1 and array.size == 0 and not isinstance(index, np.ndarray):
         return np.empty(0, np.int64)
+    if array.dtype.hasobject and all(is_single(i) for i in array.reshape(-1)):  # too large for any integer dtype
+        raise out_of_range(max(array.reshape(-1), key=abs), length)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise _wrong_type(index)
     bad = (array < -length) | (array >= length)
@@ -57,6 +62,24 @@ def positions(index: Any, length: int) -> Positions:
         raise out_of_range(int(array[bad][0]), length)
     found = array.astype(np.int64)
     return np.where(found < 0, found + length, found)
+
+
+def listed(indices: Any) -> Any:
+    """Any iterable of indices as something that a map is indexed by."""
+    if isinstance(indices, np.ndarray | list | range | slice):
+        return indices
+    try:
+        return list(indices)
+    except TypeError:
+        raise _wrong_type(indices) from None
+
+
+def checked(index: slice) -> slice:
+    """The slice, if its parts are integers or left out."""
+    for part in (index.start, index.stop, index.step):
+        if part is not None and not is_single(part):
+            raise _wrong_type(index)
+    return index
 
 
 def merged(starts: Positions, stops: Positions) -> Iterator[tuple[int, int]]:

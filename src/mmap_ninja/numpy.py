@@ -31,12 +31,14 @@ class Memmap(np.memmap[Any, np.dtype[Any]]):
 
     _source: tuple[str, str, str, int] | None = None  # folder, mode, id and length, of the whole map only
     _folder: str | None = None
+    _id: str | None = None
     _is_armed = False
 
     def __array_finalize__(self, obj: Any) -> None:
         super().__array_finalize__(obj)
         self._is_armed = getattr(obj, "_is_armed", False)
         self._folder = getattr(obj, "_folder", None)
+        self._id = getattr(obj, "_id", None)
 
     def __reduce__(self) -> Any:
         if self._source is None:
@@ -144,7 +146,7 @@ def _mapped(folder: str, mode: str, id: str | None = None, length: int | None = 
     memmap = _memmap(folder, state, "r+" if mode == "armed" and os.access(_data_path(folder, state), os.W_OK) else mode)
     if length < len(memmap):
         memmap = cast(Memmap, memmap[:length])
-    memmap._folder, memmap._source = folder, (folder, mode, state.id, length)
+    memmap._folder, memmap._id, memmap._source = folder, state.id, (folder, mode, state.id, length)
     if mode == "armed" and memmap.mode == "r+":
         memmap.flags.writeable = False
         memmap._is_armed = True
@@ -173,7 +175,9 @@ def _empty(folder: str, dtype: np.dtype[Any], shape: tuple[int, ...], mode: str)
 
 def _disarm(memmap: Memmap) -> None:
     """Mark the map as not checksummed, then let this array, and what it is a view of, be written to."""
-    with writing(str(memmap._folder), DenseMmap._plan().template) as writer:
+    with writing(str(memmap._folder), DenseMmap._plan().template, may_make=False) as writer:
+        if writer.state.id != memmap._id:
+            raise MapChangedError(f"the map at {memmap._folder} was replaced since this memmap was made")
         mark_unchecked(writer)
     chain: list[Any] = [memmap]
     while isinstance(chain[-1].base, np.ndarray):

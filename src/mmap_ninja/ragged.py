@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from mmap_ninja._encode import Array, fit_in_place, fitted, joined, raw
+from mmap_ninja._encode import Array, asked_for, fit_in_place, fitted, joined, raw
 from mmap_ninja._making import Plan, template
 from mmap_ninja._reading import AnyPath
-from mmap_ninja._storage.index import MISSING
+from mmap_ninja._storage.index import MISSING, MISSING_IN_ROW
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.manifest import DATA, RAGGED, Manifest
 from mmap_ninja._storage.snapshot import Snapshot
@@ -108,7 +108,7 @@ class RaggedMmap(Mmap):
     def _plan(
         cls, *, dtype: Any = None, metadata: Mapping[str, Any] | None = None, mode: str = "r+", **opening: Any
     ) -> Plan:
-        given = None if dtype is None else np.dtype(dtype)
+        given = asked_for(dtype)
         return Plan(
             template(RAGGED, dtype=given, dtype_given=given is not None, metadata=metadata), {"mode": mode, **opening}
         )
@@ -132,7 +132,7 @@ class RaggedMmap(Mmap):
             place = row(i)
             try:
                 return ndarray(place[1:], dtype, data, place[0] * itemsize)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise _bad_row(snapshot, i, error) from None
 
         return read
@@ -142,7 +142,7 @@ class RaggedMmap(Mmap):
         """All values of all samples end to end, `(total,)`: a read-only view."""
         snapshot = self._opened()
         dtype = np.dtype(np.float64) if snapshot.manifest.dtype is None else snapshot.manifest.dtype
-        return np.frombuffer(snapshot.data.bytes, dtype)
+        return np.frombuffer(self._bytes(snapshot), dtype)
 
     def _patch(self, snapshot: Snapshot, i: int, value: Any) -> tuple[int, memoryview]:
         start, *shape = _trimmed(snapshot.index.row(i))
@@ -163,11 +163,11 @@ def _mixed_reader(snapshot: Snapshot) -> Callable[[int], Any]:
                 raise out_of_range(i, length)
             i += length
         place = row(i)
-        if place[-1] < 0:
+        if place[-1] == MISSING_IN_ROW:
             place = _trimmed(place)
         try:
             array = np.ndarray(place[1:], dtype, data, place[0] * itemsize)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise _bad_row(snapshot, i, error) from None
         return array.item() if is_scalar and array.ndim == 0 else array
 
@@ -176,7 +176,7 @@ def _mixed_reader(snapshot: Snapshot) -> Callable[[int], Any]:
 
 def _trimmed(row: tuple[int, ...]) -> tuple[int, ...]:
     """The row without the axes that the sample does not have."""
-    return row[: row.index(MISSING)] if MISSING in row else row
+    return row[: row.index(MISSING_IN_ROW)] if MISSING_IN_ROW in row else row
 
 
 def _bad_row(snapshot: Snapshot, i: int, error: Exception) -> MapCorruptError:

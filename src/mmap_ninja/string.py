@@ -110,7 +110,7 @@ class StringsMmap(BytesMmap):
                 i += length
             start, count = row(i)
             stop = start + count
-            if not 0 <= start <= stop <= size:
+            if not start <= stop <= size:
                 raise MapCorruptError(f"{snapshot.folder}: the index row {(start, count)} of sample {i} is wrong")
             try:
                 return str(data[start:stop], "utf-8")

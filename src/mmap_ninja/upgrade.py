@@ -26,5 +26,5 @@ def upgrade(path: AnyPath, keys: Keys = DEFAULT_KEYS, timeout: float = 0.0) -> b
         return False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UpgradeWarning)  # it is what was asked for
-        with writing(folder, manifest, keys, timeout):
+        with writing(folder, manifest, keys, timeout=timeout):
             return True

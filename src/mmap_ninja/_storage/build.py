@@ -10,30 +10,59 @@ from dataclasses import replace
 from types import MappingProxyType, TracebackType
 
 from mmap_ninja._storage import disk
-from mmap_ninja._storage.commit import Appends, Opened, append, publish, remove_files, sync_files, write_manifest
+from mmap_ninja._storage.commit import Appends, Opened, append, publish, remove_files, write_manifest
 from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
 from mmap_ninja._storage.lock import LOCK, Lock
-from mmap_ninja._storage.manifest import BUILDING, DATA, DENSE, DICTIONARY, INDEX, MANIFEST, Building, File, Manifest
-from mmap_ninja._storage.snapshot import boot_id, find, open_snapshot, read_json
+from mmap_ninja._storage.manifest import (
+    BUILDING,
+    CAP,
+    DATA,
+    DENSE,
+    DICTIONARY,
+    INDEX,
+    MANIFEST,
+    PREFIX,
+    Building,
+    File,
+    Manifest,
+)
+from mmap_ninja._storage.snapshot import boot_id, find, find_finished, open_snapshot, read_json
 from mmap_ninja._storage.upgrade import upgrade
 from mmap_ninja._storage.writer import Batch, Writer, file_name, numbers
-from mmap_ninja.errors import ArgumentError, ForeignFileError, MapCorruptError, PartBuiltError, UpgradeWarning, warn
+from mmap_ninja.errors import (
+    ArgumentError,
+    ForeignFileError,
+    MapChangedError,
+    MapCorruptError,
+    PartBuiltError,
+    SyncError,
+    UpgradeWarning,
+    warn,
+)
 
 _SAVE_EVERY = 0.1  # seconds of work that a killed build may lose
 
 
 @contextmanager
-def writing(folder: str, template: Manifest, keys: Keys = DEFAULT_KEYS, timeout: float = 0.0) -> Iterator[Writer]:
+def writing(
+    folder: str, template: Manifest, keys: Keys = DEFAULT_KEYS, *, timeout: float = 0.0, may_make: bool = True
+) -> Iterator[Writer]:
     """Lock a map and hand out its writer, at the newest commit.
 
-    Where there is no map, or one of no samples, that is a build from `template`, which the caller finishes.
+    Where there is no map, or one of no samples, that is a build from `template`, which the caller finishes; with
+    `may_make=False`, no map is a `MapChangedError`.
     """
     if find(folder, keys) is None:
+        if not may_make:
+            raise MapChangedError(f"the map at {folder} is gone since it was opened")
         disk.make_folder(folder)
     with Lock(folder, timeout) as lock:
+        _settle(folder)
         manifest = find(folder, keys)
-        if manifest is None or not (manifest.files or manifest.building):
-            with Build(folder, template if manifest is None else manifest, lock=lock) as build:
+        if manifest is None or not (manifest.length or manifest.format_1):
+            is_made = manifest is not None and manifest.building is None
+            base = manifest if manifest is not None and is_made else template  # an empty map keeps its id and metadata
+            with Build(folder, base, keys, lock=lock) as build:
                 yield build
             return
         if manifest.building is not None:
@@ -47,11 +76,16 @@ def writing(folder: str, template: Manifest, keys: Keys = DEFAULT_KEYS, timeout:
         yield Writer(folder, manifest)
 
 
-def sync_map(folder: str, state: Manifest) -> None:
-    """Make a state durable that was committed without syncs, its manifest included."""
-    with Opened() as opened:
-        disk.sync(opened.file(folder, MANIFEST))
-        sync_files(folder, state, opened)
+def _settle(folder: str) -> None:
+    """Go through with a publication that was interrupted between its two renames, or forget what it has left."""
+    left = _unfinished(folder)
+    manifest = None if left is None else read_json(folder, MANIFEST)
+    if left is not None and manifest is None and left.building is None:
+        disk.replace(os.path.join(folder, BUILDING), os.path.join(folder, MANIFEST))
+        disk.sync_folder(folder)
+    elif left is not None and manifest is not None and left.id == manifest.id:
+        remove_files(folder, left.names() - manifest.names())
+        disk.remove(folder, BUILDING)
 
 
 class Build(Writer):
@@ -77,6 +111,7 @@ class Build(Writer):
         self._replaced: Manifest | None = None
         self._has_begun = False
         self._opened = Opened()
+        self._is_resumable = lock is None  # a first `append` is done again, not resumed
         self._due = 0.0  # when the next manifest is written
         if lock is None and (resume or os.path.exists(os.path.join(folder, LOCK))):
             self._take_lock()  # a second writer has to hear of it before it converts anything
@@ -90,13 +125,16 @@ class Build(Writer):
     def _begin(self, *, resume: bool = False) -> None:
         """Name the files of the map, or take over those of the interrupted build."""
         if self._lock is None:
+            self._look_for_foreign_files()
             self._take_lock()
         try:
+            _settle(self.folder)
             self._replaced = _committed(self.folder, self._keys)
             unfinished = _unfinished(self.folder)
             if self._replaced is not None:
                 remove_files(self.folder, self._replaced.obsolete)
             if resume and unfinished is not None and not _of_upgrade(unfinished):
+                remove_files(self.folder, set(unfinished.obsolete))
                 self.state = _resumed(self.folder, unfinished, self.state)
             else:
                 self.state = self._reserved(self.folder, self.state, unfinished)
@@ -104,6 +142,11 @@ class Build(Writer):
             self._release()
             raise
         self._has_begun = True
+
+    def _look_for_foreign_files(self) -> None:
+        """Raise what would be raised later, while there is not even a lock file."""
+        known = _committed(self.folder, self._keys), _unfinished(self.folder)
+        _free_number(self.folder, _roles(self.state), set().union(*(state.names() for state in known if state)))
 
     def dictionary(self) -> bytes | None:
         """The dictionary of the build so far."""
@@ -113,17 +156,24 @@ class Build(Writer):
         """Name the files before they are made, so that a crash leaves nothing behind that nobody knows."""
         kept = set() if self._replaced is None else self._replaced.names()
         swept = set() if unfinished is None else unfinished.names() | set(unfinished.obsolete)
-        roles = [DATA] + [INDEX] * (template.kind != DENSE) + [DICTIONARY] * (template.codec is not None)
+        roles = _roles(template)
         number = _free_number(folder, roles, kept | swept)
         state = replace(
             template,
             files=MappingProxyType({role: File(file_name(role, number)) for role in roles}),
             building=Building(boot_id()),
+            synced=False,
             obsolete=tuple(sorted(swept - kept)),
         )
         write_manifest(folder, state, BUILDING, sync=True)
         remove_files(folder, state.obsolete)
         return state
+
+    @property
+    def _nothing(self) -> Manifest:
+        """The build as it was when it had only names."""
+        files = {role: File(file.name) for role, file in self.state.files.items()}
+        return replace(self.state, length=0, files=MappingProxyType(files), building=Building(boot_id()))
 
     def append(self, batch: Batch, *, sync: bool = False) -> None:
         """Write a batch; syncs come at the end, for everything at once."""
@@ -135,7 +185,7 @@ class Build(Writer):
         for role, chunks in appends.items():
             new = append(self.folder, new, role, chunks, self._opened)
         self.state = new
-        if not appends or time.monotonic() >= self._due:
+        if not appends or new.obsolete or (self._is_resumable and time.monotonic() >= self._due):
             self._save()
 
     def _save(self) -> None:
@@ -153,14 +203,21 @@ class Build(Writer):
         names = set() if self._replaced is None else self._replaced.names()
         used = {role: file for role, file in self.state.files.items() if role != DICTIONARY or file.size}
         files = MappingProxyType(used if self.state.length else {})
-        state = replace(self.state, files=files, building=None, obsolete=tuple(sorted(names - self.state.names())))
-        publish(self.folder, state, self._opened, sync=sync)
+        gone = tuple(sorted(names - self.state.names()))
+        state = replace(self.state, files=files, building=None, synced=sync, obsolete=gone)
+        try:
+            publish(self.folder, state, self._opened, sync=sync)
+        except SyncError:  # nobody knows what of the bytes is on the disk: resuming has to write them again
+            self.state = self._nothing
+            raise
         self.state = state
 
     def _release(self) -> None:
-        self._opened.close()
-        if self._lock is not None:
-            self._lock.release()
+        try:
+            self._opened.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     def __enter__(self) -> Build:
         return self
@@ -169,7 +226,7 @@ class Build(Writer):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if error is not None and self._opened:
+            if error is not None and self._opened and (self._is_resumable or isinstance(error, SyncError)):
                 with suppress(OSError):  # the error that led here is the one to hear of
                     self._save()
         finally:
@@ -179,10 +236,9 @@ class Build(Writer):
 def _committed(folder: str, keys: Keys) -> Manifest | None:
     """The finished map in this folder, of either format."""
     try:
-        manifest = find(folder, keys)
+        return find_finished(folder, keys)
     except MapCorruptError as error:
         raise MapCorruptError(f"{error}; remove the folder to build a new map there") from error
-    return None if manifest is None or manifest.building is not None else manifest
 
 
 def _of_upgrade(unfinished: Manifest) -> bool:
@@ -190,10 +246,15 @@ def _of_upgrade(unfinished: Manifest) -> bool:
 
 
 def _unfinished(folder: str) -> Manifest | None:
-    """What an interrupted build has left."""
-    with suppress(MapCorruptError):
+    """What an interrupted build has left; None also where a power cut has left nothing readable of its manifest."""
+    try:
         return read_json(folder, BUILDING)
-    return None  # not even its manifest survived
+    except MapCorruptError as error:
+        path = os.path.join(folder, BUILDING)
+        start = disk.read_small(path, CAP)[: len(PREFIX)]
+        if start == PREFIX[: len(start)] or not any(start):
+            return None
+        raise ForeignFileError(f"{path} is not a manifest of mmap_ninja, but has the name of one") from error
 
 
 def _resumed(folder: str, unfinished: Manifest, template: Manifest) -> Manifest:
@@ -207,6 +268,11 @@ def _resumed(folder: str, unfinished: Manifest, template: Manifest) -> Manifest:
         raise ArgumentError(f"{folder} holds an unfinished map of {unfinished.dtype}, not {template.dtype}")
     open_snapshot(folder, state=unfinished)
     return replace(unfinished, building=Building(boot_id()))
+
+
+def _roles(template: Manifest) -> list[str]:
+    """The files that a map of this kind may need."""
+    return [DATA] + [INDEX] * (template.kind != DENSE) + [DICTIONARY] * (template.codec is not None)
 
 
 def _free_number(folder: str, roles: Iterable[str], known: set[str]) -> int:

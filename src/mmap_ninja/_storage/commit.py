@@ -67,10 +67,13 @@ def commit(folder: str, state: Manifest, appends: Appends, *, sync: bool = True)
         before = state
         for role, chunks in appends.items():
             state = append(folder, state, role, chunks, opened)
-        if sync:
+        if sync and not before.synced:  # a commit is only as durable as what it builds on
+            sync_files(folder, state, opened)
+        elif sync:
             opened.sync()
             if any(_is_new(before.files[role], state.files[role]) for role in appends):
                 disk.sync_folder(folder)
+        state = replace(state, synced=sync)
         write_manifest(folder, state, MANIFEST, sync=sync)
         with suppress(OSError):  # the samples are committed, whatever becomes of the headers
             _write_headers(state, appends, opened)
@@ -105,9 +108,11 @@ def sync_files(folder: str, state: Manifest, opened: Opened) -> None:
 def publish(folder: str, state: Manifest, opened: Opened, *, sync: bool) -> None:
     """Put a build in the place of what is there: the commit point of everything it has written.
 
-    `opened` has the descriptors of its files, as `append` left them.
+    `opened` has the descriptors of those of its files that `append` has written to.
     """
-    _write_headers(state, [role for role, file in state.files.items() if file.name in opened], opened)
+    for file in state.files.values():
+        opened.file(folder, file.name)
+    _write_headers(state, state.files, opened)
     if sync:
         sync_files(folder, state, opened)
     write_manifest(folder, state, BUILDING, sync=sync)

@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Sequence
 
-from mmap_ninja.errors import MapCorruptError, SyncError
+from mmap_ninja.errors import MapCorruptError, MapPathError, MapPermissionError, SyncError
 
 try:
     import fcntl
@@ -29,6 +29,8 @@ def open_to_read(path: str) -> tuple[int, int]:
     """Open a regular file; returns its descriptor and its size in bytes."""
     try:
         fd = os.open(path, _READ_FLAGS)
+    except PermissionError as error:
+        raise MapPermissionError(error.errno, "no permission to read this part of a map", path) from error
     except OSError as error:
         if os.path.islink(path):
             raise MapCorruptError(f"{path} is a symbolic link, expected a regular file") from error
@@ -46,17 +48,19 @@ def read_small(path: str, cap: int) -> bytes:
     try:
         if size > cap:
             raise MapCorruptError(f"{path} has {size} bytes, expected at most {cap}")
-        return os.read(fd, cap + 1)
+        return os.read(fd, size)
     finally:
         os.close(fd)
 
 
 def make_folder(path: str) -> None:
     """Create a folder and its missing parents, each made durable in its own parent."""
-    missing = []
-    while not os.path.isdir(path):
-        missing.append(path)
-        path = os.path.dirname(path) or "."
+    missing, above = [], path
+    while not os.path.lexists(above):
+        missing.append(above)
+        above = os.path.dirname(above) or "."
+    if not os.path.isdir(above):
+        raise MapPathError(f"{above} is a file, expected the folder of a map")
     for folder in reversed(missing):
         try:
             os.mkdir(folder)
@@ -80,21 +84,31 @@ def close(fd: int) -> None:
     os.close(fd)
 
 
-def _write_once(fd: int, data: Buffer, offset: int) -> int:
+_AT_ONCE = 1024  # buffers in one call: IOV_MAX on Linux and macOS
+
+
+def _write_once(fd: int, views: Sequence[memoryview], offset: int) -> int:
+    """Write some of the views; returns how many bytes."""
+    if hasattr(os, "pwritev"):
+        return os.pwritev(fd, views, offset)
     if hasattr(os, "pwrite"):
-        return os.pwrite(fd, data, offset)
+        return os.pwrite(fd, views[0], offset)
     os.lseek(fd, offset, os.SEEK_SET)  # Windows
-    return os.write(fd, data)
+    return os.write(fd, views[0])
 
 
 def write_at(fd: int, chunks: Sequence[Buffer], offset: int) -> None:
     """Write the chunks one after another, the first at `offset` bytes from the start of the file."""
-    for chunk in chunks:
-        view = memoryview(chunk)
-        while len(view):
-            written = _write_once(fd, view, offset)
-            offset += written
-            view = view[written:]
+    views = [memoryview(chunk) for chunk in chunks]
+    first = 0
+    while first < len(views):
+        written = _write_once(fd, views[first : first + _AT_ONCE], offset)
+        offset += written
+        while first < len(views) and written >= len(views[first]):
+            written -= len(views[first])
+            first += 1
+        if written:  # the disk took a part of a chunk
+            views[first] = views[first][written:]
 
 
 def _full_sync(fd: int) -> None:

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
+
+
+def check_storable(dtype: np.dtype[Any]) -> None:
+    """Raise `ValueError` for a dtype that a manifest could not give back as it is."""
+    if dtype.kind in "mM" and np.datetime_data(dtype)[0] == "generic":
+        raise ValueError(f"dtype {dtype} has no unit")
+    try:
+        again = parse_dtype(json.loads(json.dumps(describe_dtype(dtype))))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"dtype {dtype} cannot be stored: {error}") from None
+    if again != dtype:
+        raise ValueError(f"dtype {dtype} cannot be stored: it would come back as {again}")
 
 
 def describe_dtype(dtype: np.dtype[Any]) -> Any:
     """A dtype as JSON: numpy's `descr`, or the plain name where only that says it (bfloat16)."""
     if dtype.names is not None:
         return dtype.descr
-    if dtype.kind == "V" and dtype.type is not np.void:  # registered by ml_dtypes
+    if dtype.isbuiltin == 2:  # registered by ml_dtypes
         return dtype.name
     return dtype.str
 
 
 def parse_dtype(described: Any) -> np.dtype[Any]:
     """The inverse of `describe_dtype`; raises `ValueError` for what may not stand in a file."""
+    try:
+        return _checked(described)
+    except (TypeError, SyntaxError, KeyError, OverflowError) as error:
+        raise ValueError(f"dtype {described!r}: {error}") from None
+
+
+def _checked(described: Any) -> np.dtype[Any]:
     if isinstance(described, str):
         dtype = _named_dtype(described)
     elif isinstance(described, list):

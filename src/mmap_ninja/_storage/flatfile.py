@@ -32,9 +32,11 @@ def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
     room = len(text) + _LENGTH_DIGITS - len(str(shape[0])) + 1
     prefix, length_bytes = (b"\x93NUMPY\x01\x00", 2) if room < 60_000 else (b"\x93NUMPY\x02\x00", 4)
+    if not text.isascii():  # field names, of which only version 3 takes all
+        prefix, length_bytes, room = b"\x93NUMPY\x03\x00", 4, room + len(text.encode()) - len(text)
     total = max(128, -(-(room + len(prefix) + length_bytes) // 64) * 64)
     body = total - len(prefix) - length_bytes
-    return prefix + body.to_bytes(length_bytes, "little") + text.ljust(body - 1).encode("latin1") + b"\n"
+    return prefix + body.to_bytes(length_bytes, "little") + text.encode().ljust(body - 1) + b"\n"
 
 
 class MappedFile:

@@ -3,12 +3,15 @@
 `PackedIndex` reads the `index.npy` of format 2; `FlatColumns`, `ShapeColumns` and `TextColumns` read the separate
 columns of format 1. All have the same two methods: `row(i)` for one sample, as fast as Python allows, and
 `table(first, stop)` for many, an int64 array `(stop - first, 1 + ndim)` in which missing axes are -1.
+
+A row is unpacked as unsigned: numpy would take a negative start for one, and read in front of the file.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 from struct import Struct
 from typing import Any, Protocol
 
@@ -20,13 +23,18 @@ Row = Callable[[int], tuple[int, ...]]
 Table = np.ndarray[Any, np.dtype[np.int64]]
 
 MISSING = -1  # an axis that a sample of a mixed map does not have, a raw size that the index does not know
+_MAX_AXES = 64
+MISSING_IN_ROW = 2**64 - 1  # the same, as it reads in a row
 
 
 class Index(Protocol):
     """What every index can do."""
 
     length: int
-    ndim: int
+
+    @property
+    def ndim(self) -> int:
+        """How many axes a row has room for."""
 
     @property
     def row(self) -> Row:
@@ -37,8 +45,8 @@ class Index(Protocol):
 
 
 def packed_rows(values: memoryview, width: int) -> Row:
-    """A function that reads row i of little-endian int64 rows."""
-    unpack, size = Struct(f"<{width}q").unpack_from, 8 * width
+    """A function that reads row i of little-endian 64-bit rows, as unsigned integers."""
+    unpack, size = Struct(f"<{width}Q").unpack_from, 8 * width
 
     def row(i: int) -> tuple[int, ...]:
         return unpack(values, i * size)
@@ -63,6 +71,14 @@ def _column(values: memoryview) -> Table:
     return np.frombuffer(values, "<i8")
 
 
+_read = Struct("<Q").unpack_from
+
+
+@cache
+def _reader_of(axes: int) -> Callable[[memoryview, int], tuple[int, ...]]:
+    return Struct(f"<{axes}Q").unpack_from
+
+
 class FlatColumns:
     """Samples of one axis, or none: `shapes` repeats the count, or is 0 for a scalar of one element."""
 
@@ -72,11 +88,10 @@ class FlatColumns:
     def __init__(self, starts: memoryview, counts: memoryview, shapes: memoryview) -> None:
         self._starts, self._counts, self._shapes = _column(starts), _column(counts), _column(shapes)
         self.length = len(self._starts)
-        read = Struct("<q").unpack_from
 
         def row(i: int) -> tuple[int, ...]:
             at = 8 * i
-            start, count, shape = read(starts, at)[0], read(counts, at)[0], read(shapes, at)[0]
+            start, count, shape = _read(starts, at)[0], _read(counts, at)[0], _read(shapes, at)[0]
             if shape == count:
                 return start, count
             return _scalar_row(i, start, count, (shape,))
@@ -95,27 +110,31 @@ class FlatColumns:
 class ShapeColumns:
     """Samples of any number of axes: their shapes lie end to end, from `[begins[i]` to `ends[i])`."""
 
-    __slots__ = ("length", "ndim", "row")
+    __slots__ = ("_begins", "_ends", "length", "row")
 
     def __init__(self, columns: Mapping[str, memoryview]) -> None:
         starts, counts = columns["starts"], columns["counts"]
         begins, ends, values = columns["shape_starts"], columns["shape_ends"], columns["shape_values"]
+        self._begins, self._ends = _column(begins), _column(ends)
         self.length = len(starts) // 8
-        axes = _column(ends) - _column(begins) if self.length else np.zeros(1, np.int64)
-        self.ndim = int(axes.max())
-        if axes.min() < 0 or self.ndim > 64:
-            raise MapCorruptError(f"a shape of {axes.min()} to {axes.max()} axes in the index")
-        read, shapes = Struct("<q").unpack_from, [Struct(f"<{n}q").unpack_from for n in range(self.ndim + 1)]
 
         def row(i: int) -> tuple[int, ...]:
             at = 8 * i
-            start, count, begin = read(starts, at)[0], read(counts, at)[0], read(begins, at)[0]
-            shape = shapes[read(ends, at)[0] - begin](values, 8 * begin)
+            start, count, begin = _read(starts, at)[0], _read(counts, at)[0], _read(begins, at)[0]
+            axes = _read(ends, at)[0] - begin
+            if not 0 <= axes <= _MAX_AXES or 8 * (begin + axes) > len(values):
+                raise MapCorruptError(f"the shape of sample {i} is said to have {axes} axes; try `upgrade --salvage`")
+            shape = _reader_of(axes)(values, 8 * begin)
             if math.prod(shape) == count:
                 return start, *shape
             return _scalar_row(i, start, count, shape)
 
         self.row = row
+
+    @property
+    def ndim(self) -> int:
+        """The most axes that a sample has; reads the whole index."""
+        return max(0, min(int((self._ends - self._begins).max(initial=0)), _MAX_AXES))
 
     def table(self, first: int, stop: int) -> Table:
         table = np.full((stop - first, 1 + self.ndim), MISSING, np.int64)
@@ -133,13 +152,13 @@ class TextColumns:
 
     def __init__(self, starts: memoryview, ends: memoryview, compressed: bool) -> None:
         self._starts, self._ends = _column(starts), _column(ends)
-        self._raw: tuple[int, ...] = (MISSING,) if compressed else ()
+        self._raw: tuple[int, ...] = (MISSING_IN_ROW,) if compressed else ()
         self.length = len(self._starts)
-        read, raw = Struct("<q").unpack_from, self._raw
+        raw = self._raw
 
         def row(i: int) -> tuple[int, ...]:
-            start = read(starts, 8 * i)[0]
-            return start, read(ends, 8 * i)[0] - start, *raw
+            start = _read(starts, 8 * i)[0]
+            return start, _read(ends, 8 * i)[0] - start, *raw
 
         self.row = row
 

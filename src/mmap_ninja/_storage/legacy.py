@@ -156,7 +156,7 @@ def _array(folder: str, sub: str) -> _Array:
     """One dense map, its size compared with its shape. More bytes than the shape says are fine."""
     path = os.path.join(folder, sub)
     raw = _bytes(path, "shape.ninja")
-    if len(raw) % 8 or not 8 <= len(raw) <= 8 * MAX_AXES:
+    if len(raw) % 8 or not 8 <= len(raw) <= 8 * (1 + MAX_AXES):
         raise _corrupt(path, "shape.ninja", f"has {len(raw)} bytes, expected 8 for each axis")
     shape = tuple(np.frombuffer(raw, "<u8").tolist())
     name = _bytes(path, "dtype.ninja").decode("utf-8", "replace")

@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 BUILDING = "building.json"
 FORMAT = 2
 CAP = 1 << 20
-MAX_AXES = 64
+MAX_AXES = 63  # of a sample; one more is numpy's limit for all of them
 MAX_INT = 2**63 - 1
 
 DENSE, RAGGED, BYTES, STRINGS = "dense", "ragged", "bytes", "strings"
@@ -33,8 +33,8 @@ DATA, INDEX, DICTIONARY = "data", "index", "dictionary"
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
 _ID = re.compile(r"[0-9a-f]{32}")
-_PREFIX = b'{"crc32": "'
-_CRC_END = len(_PREFIX) + 9  # the digits and their closing quote
+PREFIX = b'{"crc32": "'
+_CRC_END = len(PREFIX) + 9  # the digits and their closing quote
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -84,7 +84,8 @@ class Manifest:
 
     `dtype` is None until the first sample; `dtype_given` means that rounding to it was asked for.
     `sample_shape` is set for dense maps, `ndim` (the axes in an index row) for all others; `mixed` maps
-    may hold samples of fewer axes. `obsolete` names files of earlier states that the next writer removes.
+    may hold samples of fewer axes. `synced` is false while bytes of it may not be on the disk. `obsolete` names files
+    of earlier states that the next writer removes.
     `order` and `format_1` (all its files) are never other than `"C"` and empty in format 2.
     """
 
@@ -99,6 +100,7 @@ class Manifest:
     mixed: bool = False
     order: str = "C"
     codec: Codec | None = None
+    synced: bool = True
     metadata: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
     files: Mapping[str, File] = field(default_factory=lambda: _EMPTY)
     obsolete: tuple[str, ...] = ()
@@ -134,7 +136,8 @@ class Manifest:
         dtype = self.dtype if self.dtype is not None else np.dtype(np.uint8)
         if self.sample_shape is not None:
             return dtype, (self.length, *self.sample_shape)
-        return dtype, (self.files[role].size // max(dtype.itemsize, 1),)
+        size = self.files[role].size if role in self.files else 0
+        return dtype, (size // max(dtype.itemsize, 1),)
 
     def with_files(self, **files: File) -> Manifest:
         """The same state with some of its files replaced."""
@@ -155,6 +158,7 @@ def encode(manifest: Manifest) -> bytes:
         "ndim": manifest.ndim,
         "mixed": manifest.mixed,
         "codec": None if manifest.codec is None else {"name": manifest.codec.name, "level": manifest.codec.level},
+        "synced": manifest.synced,
         "files": {
             role: {"name": f.name, "offset": f.offset, "size": f.size, "tail_crc": f.tail_crc, "checked": f.checked}
             for role, f in manifest.files.items()
@@ -165,7 +169,7 @@ def encode(manifest: Manifest) -> bytes:
     if manifest.building is not None:
         fields["building"] = {"boot_id": manifest.building.boot_id, "upgrade": manifest.building.upgrade}
     rest = b", " + json.dumps(fields, indent=1, allow_nan=False).encode()[1:].lstrip() + b"\n"
-    raw = _PREFIX + f'{zlib.crc32(rest):08x}"'.encode() + rest
+    raw = PREFIX + f'{zlib.crc32(rest):08x}"'.encode() + rest
     if len(raw) > CAP:
         raise ArgumentError(f"the manifest would have {len(raw)} bytes, at most {CAP}: keep less in `metadata`")
     return raw
@@ -173,18 +177,17 @@ def encode(manifest: Manifest) -> bytes:
 
 def decode(raw: bytes, path: str) -> Manifest:
     """Read a manifest; anything but a well-formed one raises `MapCorruptError` that names `path`."""
-    found = raw[len(_PREFIX) : _CRC_END - 1]
-    if not raw.startswith(_PREFIX) or raw[_CRC_END - 1 : _CRC_END] != b'"':
+    found = raw[len(PREFIX) : _CRC_END - 1]
+    if not raw.startswith(PREFIX) or raw[_CRC_END - 1 : _CRC_END] != b'"':
         raise MapCorruptError(f"{path} is not a manifest of mmap_ninja: it does not begin with a checksum")
     expected = f"{zlib.crc32(raw[_CRC_END:]):08x}".encode()
     if found != expected:
         raise MapCorruptError(f"{path} is damaged: checksum {found!r}, expected {expected!r} for its content")
     try:
-        fields = json.loads(raw, object_pairs_hook=_unique, parse_constant=_refuse_constant)
-        return _Reader(fields).manifest()
+        return _Reader(_parse(raw.decode())).manifest()
     except MapVersionError as error:
         raise MapVersionError(f"{path}: {error}") from None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, OverflowError) as error:
         raise MapCorruptError(f"{path} is not a valid manifest: {error}") from None
 
 
@@ -197,6 +200,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(text: str) -> None:
     raise ValueError(f"the number {text}")
+
+
+# Made once: a decoder costs more than the decoding.
+_parse = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant).decode
 
 
 @dataclass
@@ -225,6 +232,7 @@ class _Reader:
             ndim=self.integer("ndim", MAX_AXES),
             mixed=self.take("mixed", bool),
             codec=self.optional("codec", lambda value: _Reader(value).codec()),
+            synced=self.take("synced", bool),
             metadata=MappingProxyType(self.take("metadata", dict)),
             files=MappingProxyType({r: _Reader(f).file() for r, f in self.take("files", dict).items()}),
             obsolete=tuple(_path(name) for name in self.take("obsolete", list)),
@@ -295,17 +303,22 @@ def _path(value: Any) -> str:
 def _check_sizes(manifest: Manifest) -> None:
     """Counts, shapes and file sizes have to agree before anything is mapped."""
     expected = {DATA} if manifest.kind == DENSE else {DATA, INDEX}
-    if manifest.codec is not None and manifest.kind not in (BYTES, STRINGS):
-        raise ValueError(f"a {manifest.kind} map with a codec")
+    is_text = manifest.kind in (BYTES, STRINGS)
+    if (manifest.codec is not None and not is_text) or (is_text and (manifest.ndim, manifest.mixed) != (1, False)):
+        raise ValueError(f"a {manifest.kind} map with codec {manifest.codec}, ndim {manifest.ndim}")
+    if {MANIFEST, BUILDING} & (manifest.names() | set(manifest.obsolete)) or manifest.names() & set(manifest.obsolete):
+        raise ValueError(f"files {sorted(manifest.names())} beside the obsolete {manifest.obsolete}")
     if not set(manifest.files) <= expected | ({DICTIONARY} if manifest.codec else set()):
         raise ValueError(f"files {sorted(manifest.files)}, expected {sorted(expected)}")
     if manifest.length and (manifest.dtype is None or not expected <= set(manifest.files)):
         raise ValueError(f"length {manifest.length}, but no dtype or no files")
-    if (manifest.kind == DENSE) != (manifest.sample_shape is not None) and manifest.dtype is not None:
+    if (manifest.kind == DENSE) != (manifest.sample_shape is not None) and manifest.length:
         raise ValueError(f"sample_shape {manifest.sample_shape} in a {manifest.kind} map")
     for role, file in manifest.files.items():
         if role == DICTIONARY:
             continue
         dtype, shape = manifest.layout(role)
+        if math.prod(axis or 1 for axis in shape) * dtype.itemsize > MAX_INT:  # numpy counts no zeros here either
+            raise ValueError(f"shape {shape} of {dtype} is too large")
         if math.prod(shape) * dtype.itemsize != file.size:
             raise ValueError(f"{file.name} has {file.size} bytes, expected shape {shape} of {dtype}")

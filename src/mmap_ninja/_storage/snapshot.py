@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from mmap_ninja._storage import disk, legacy
 from mmap_ninja._storage.flatfile import MappedFile, check_blocks
@@ -30,13 +31,22 @@ def read_json(folder: str, name: str) -> Manifest | None:
         return None
 
 
-def find(folder: str, keys: Keys = DEFAULT_KEYS) -> Manifest | None:
-    """The newest committed state: of format 2, else of format 1, else of a map that was never finished."""
+def find_finished(folder: str, keys: Keys = DEFAULT_KEYS) -> Manifest | None:
+    """The newest committed state of a finished map, of format 2, else of format 1."""
     manifest = read_json(folder, MANIFEST)
-    if manifest is None:
-        manifest = legacy.read(folder, keys)
-    if manifest is None:
-        manifest = read_json(folder, BUILDING)
+    return legacy.read(folder, keys) if manifest is None else manifest
+
+
+def find(folder: str, keys: Keys = DEFAULT_KEYS) -> Manifest | None:
+    """The newest committed state: of a finished map, else of one that was never finished."""
+    try:
+        manifest = find_finished(folder, keys) or read_json(folder, BUILDING)
+    except MapCorruptError:  # damaged, or upgraded between two reads
+        manifest = read_json(folder, MANIFEST)
+        if manifest is None:
+            raise
+    if manifest is None:  # or finished between two reads
+        manifest = read_json(folder, MANIFEST)
     if manifest is None and os.path.exists(folder) and not os.path.isdir(folder):
         raise MapPathError(f"{folder} is a file, expected the folder of a map")
     return manifest
@@ -51,10 +61,11 @@ class Snapshot:
     `length` may be less than the state has: a handle that was pickled keeps seeing what it saw.
     """
 
-    __slots__ = ("data", "dictionary", "folder", "index", "length", "manifest")
+    __slots__ = ("data", "dictionary", "folder", "index", "length", "manifest", "view")
 
     def __init__(self, folder: str, manifest: Manifest, length: int | None = None) -> None:
         self.folder, self.manifest = folder, manifest
+        self.view: Any = None  # what a kind of map has made of the data
         self.length = manifest.length if length is None else length
         files = {role: MappedFile(folder, file) for role, file in manifest.files.items()}
         self.data = files.get(DATA, _NOTHING)
@@ -97,7 +108,7 @@ def open_snapshot(
             snapshot = Snapshot(folder, manifest, length)
             break
         except FileNotFoundError as error:  # replaced between the two reads, or damaged
-            newest = find(folder, keys)
+            newest = find(folder, keys) if state is None else state
             if newest == manifest:
                 raise MapCorruptError(f"{error.filename} is missing, but {folder} names it") from error
             manifest = newest

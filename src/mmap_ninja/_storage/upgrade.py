@@ -54,7 +54,7 @@ def upgrade(folder: str, old: Manifest) -> Manifest:
         state = state.with_files(**{INDEX: with_header(state, INDEX)})
         state = write_rows(folder, state, _tables(snapshot), sync=True)
     gone = set(old.format_1) - {file.name for file in kept.values()}
-    state = replace(state, generation=old.generation + 1, obsolete=tuple(sorted(gone)))
+    state = replace(state, generation=old.generation + 1, synced=True, obsolete=tuple(sorted(gone)))
     with Opened() as opened:
         publish(folder, state, opened, sync=True)
     return state

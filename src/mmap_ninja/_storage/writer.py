@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -74,16 +75,18 @@ class Writer:
         appends: dict[str, list[Buffer]] = {}
         obsolete: set[str] = set()
         new = replace(self.state, **batch.changes)
+        files = dict(self.state.files)
         if batch.dictionary is not None:
             appends[DICTIONARY] = [batch.dictionary]
         if batch.rows is not None:
             if self.state.length and new.width > self.state.width:
-                obsolete = self._widen_index(new, sync=sync)
+                obsolete = {files[INDEX].name, files[INDEX].crc_name}
+                files[INDEX] = self._wider_index(new, sync=sync)
             appends[INDEX] = [self._placed(batch.rows, new)]
         appends[DATA] = batch.chunks
         new = replace(
             new,
-            files=self.state.files,
+            files=MappingProxyType(files),
             length=self.state.length + batch.count,
             generation=self.state.generation + 1,
             obsolete=tuple(sorted(obsolete)),
@@ -110,19 +113,23 @@ class Writer:
         placed[:, 0] += self.state.files[DATA].size // itemsize
         return placed.tobytes()
 
-    def _widen_index(self, wide: Manifest, *, sync: bool) -> set[str]:
-        """Copy the index to a new file with more columns; returns the names that it replaces."""
-        old = self.state.files[INDEX]
-        number = numbers([old.name])[0] + 1
-        while os.path.lexists(os.path.join(self.folder, file_name(INDEX, number))):
-            number += 1
-        new = File(file_name(INDEX, number))
+    def _wider_index(self, wide: Manifest, *, sync: bool) -> File:
+        """Copy the index to a new file with more columns."""
+        new = File(file_name(INDEX, self._free_number()))
         # Named before it is made, so that a crash leaves nothing behind that nobody knows.
         self.change(sync=sync, obsolete=(new.name, new.crc_name))
         index = open_snapshot(self.folder, state=self.state).index
-        state = replace(wide, files=self.state.files, length=self.state.length).with_files(**{INDEX: new})
+        state = replace(wide, length=self.state.length).with_files(**{INDEX: new})
         state = state.with_files(**{INDEX: with_header(state, INDEX)})
-        tables = (index.table(at, min(at + ROWS_AT_ONCE, index.length)) for at in range(0, index.length, ROWS_AT_ONCE))
-        state = write_rows(self.folder, state, (widened(table, wide.width) for table in tables), sync=sync)
-        self.state = self.state.with_files(**{INDEX: state.files[INDEX]})
-        return {old.name, old.crc_name}
+        starts = range(0, index.length, ROWS_AT_ONCE)
+        tables = (widened(index.table(at, min(at + ROWS_AT_ONCE, index.length)), wide.width) for at in starts)
+        return write_rows(self.folder, state, tables, sync=sync).files[INDEX]
+
+    def _free_number(self) -> int:
+        """The number of a new index, whose names nobody has."""
+        number = numbers([self.state.files[INDEX].name])[0] + 1
+        while True:
+            file = File(file_name(INDEX, number))
+            if not any(os.path.lexists(os.path.join(self.folder, name)) for name in (file.name, file.crc_name)):
+                return number
+            number += 1

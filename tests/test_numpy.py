@@ -16,7 +16,6 @@ from mmap_ninja.errors import (
     ArgumentError,
     ArgumentTypeError,
     MapChangedError,
-    MapCorruptError,
     MapKindError,
     MapLockedError,
     MapNotFoundError,
@@ -119,8 +118,12 @@ def test_folder_of_another_kind(path):
 
 def test_no_samples(path):
     DenseMmap.from_generator(path, [], 2)
-    with pytest.raises(MapCorruptError, match=r"has no samples yet, which np.memmap cannot show; DenseMmap can"):
-        mmap_ninja.np_open_existing(path)
+    for mode in ("r", "c", "r+"):
+        found = mmap_ninja.np_open_existing(path, mode)
+        assert isinstance(found, np.memmap)
+        assert found.shape == (0,)
+    mmap_ninja.np_append(found, np.arange(3))
+    assert mmap_ninja.np_open_existing(path).tolist() == [[0, 1, 2]]
 
 
 @pytest.mark.parametrize("mode", ["w", "w+", "rb", "", None])

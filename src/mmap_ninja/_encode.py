@@ -12,7 +12,7 @@ from mmap_ninja import lossless
 from mmap_ninja._storage.disk import Buffer
 from mmap_ninja._storage.dtypes import check_storable
 from mmap_ninja._storage.manifest import Manifest
-from mmap_ninja.errors import ArgumentError, ArgumentTypeError, SampleError, SampleTypeError
+from mmap_ninja.errors import ArgumentTypeError, SampleError, SampleTypeError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -57,10 +57,8 @@ def asked_for(dtype: Any) -> np.dtype[Any] | None:
     try:
         given: np.dtype[Any] = np.dtype(dtype)
         check_storable(given)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ArgumentTypeError(f"dtype is {dtype!r}: {error}") from None
-    except ValueError as error:
-        raise ArgumentError(f"dtype is {dtype!r}: {error}") from None
     return given
 
 

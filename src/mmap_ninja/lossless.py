@@ -64,7 +64,7 @@ def _converted(sample: Any) -> Array:
         raise SampleTypeError(f"a {type(sample).__name__} that is no regular array: {error}") from None
     if array.dtype.hasobject:
         raise SampleTypeError(f"a {type(sample).__name__} is no array of values; samples are arrays, numbers or lists")
-    if isinstance(sample, np.ma.MaskedArray) or isinstance(sample, list | tuple):
+    if isinstance(sample, list | tuple | np.ma.MaskedArray):
         _check_parts(sample, array)
     return array
 
@@ -80,7 +80,10 @@ def _check_parts(sample: Any, array: Array) -> None:
     for leaf, value in zip(leaves, array.reshape(-1).tolist(), strict=True):
         exact = leaf.item() if isinstance(leaf, np.generic) else leaf
         if not (exact == value or (exact != exact and value != value)):
-            raise SampleError(f"{leaf!r} in a list of different types cannot be stored exactly as {array.dtype}")
+            is_integer = isinstance(exact, int) and array.dtype.kind in "fc"
+            what = f"the integer {exact} between floats" if is_integer else f"{leaf!r} in a list of different types"
+            refuse = SampleTypeError if array.dtype.kind in "US" else SampleError
+            raise refuse(f"{what} cannot be stored exactly as {array.dtype}")
 
 
 def _flat(sample: Any) -> list[Any]:
@@ -186,4 +189,4 @@ def _largest(dtype: np.dtype[Any]) -> Any:
         return np.inf  # beyond it there is infinity, which is no rounding
     import ml_dtypes
 
-    return float(ml_dtypes.finfo(dtype).max)
+    return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]

@@ -53,19 +53,38 @@ class Memmap(np.memmap[Any, np.dtype[Any]]):
         self._let_write()
         super().__setitem__(key, value)
 
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = (), **options: Any) -> Any:
+        """Calculate as plain arrays do, `memmap += 1` and `out=memmap` included."""
+        for array in out:
+            if isinstance(array, Memmap):
+                array._let_write()
+        if out:
+            options["out"] = tuple(map(_plain, out))
+        result = getattr(ufunc, method)(*map(_plain, inputs), **options)
+        return out[0] if len(out) == 1 else result
 
-def _in_place(name: str) -> Callable[[Memmap, Any], Any]:
-    operate = getattr(np.memmap, name)
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if func is np.copyto and isinstance(args[0], Memmap):
+            args[0]._let_write()
+        return super().__array_function__(func, types, args, kwargs)
 
-    def operator(self: Memmap, other: Any) -> Any:
+
+def _plain(array: Any) -> Any:
+    return np.asarray(array) if isinstance(array, Memmap) else array
+
+
+def _in_place(name: str) -> Callable[..., Any]:
+    change = getattr(np.memmap, name)
+
+    def method(self: Memmap, *args: Any, **kwargs: Any) -> Any:
         self._let_write()
-        return operate(self, other)
+        return change(self, *args, **kwargs)
 
-    return operator
+    return method
 
 
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "and", "or", "xor"):
-    setattr(Memmap, f"__i{_name}__", _in_place(f"__i{_name}__"))
+for _name in ("fill", "partition", "put", "sort"):
+    setattr(Memmap, _name, _in_place(_name))
 
 
 def from_ndarray(out_dir: AnyPath, arr: Any) -> Memmap:

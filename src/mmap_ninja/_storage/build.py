@@ -249,12 +249,11 @@ def _unfinished(folder: str) -> Manifest | None:
     """What an interrupted build has left; None also where a power cut has left nothing readable of its manifest."""
     try:
         return read_json(folder, BUILDING)
-    except MapCorruptError as error:
-        path = os.path.join(folder, BUILDING)
-        start = disk.read_small(path, CAP)[: len(PREFIX)]
+    except MapCorruptError:
+        start = disk.read_small(os.path.join(folder, BUILDING), CAP)[: len(PREFIX)]
         if start == PREFIX[: len(start)] or not any(start):
             return None
-        raise ForeignFileError(f"{path} is not a manifest of mmap_ninja, but has the name of one") from error
+        raise  # somebody else's file
 
 
 def _resumed(folder: str, unfinished: Manifest, template: Manifest) -> Manifest:

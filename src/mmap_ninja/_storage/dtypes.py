@@ -10,6 +10,8 @@ import numpy as np
 
 def check_storable(dtype: np.dtype[Any]) -> None:
     """Raise `ValueError` for a dtype that a manifest could not give back as it is."""
+    if dtype.itemsize == 0:
+        raise ValueError(f"values of dtype {dtype} have no bytes to store")
     if dtype.kind in "mM" and np.datetime_data(dtype)[0] == "generic":
         raise ValueError(f"dtype {dtype} has no unit")
     try:

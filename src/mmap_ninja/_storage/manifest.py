@@ -202,8 +202,15 @@ def _refuse_constant(text: str) -> None:
     raise ValueError(f"the number {text}")
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text}")
+    return number
+
+
 # Made once: a decoder costs more than the decoding.
-_parse = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant).decode
+_parse = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite).decode
 
 
 @dataclass

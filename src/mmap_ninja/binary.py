@@ -11,7 +11,7 @@ from mmap_ninja._encode import Array, numbered
 from mmap_ninja._making import Plan, template
 from mmap_ninja._reading import AnyPath, check_window, part
 from mmap_ninja._storage.disk import Buffer
-from mmap_ninja._storage.index import MISSING_IN_ROW
+from mmap_ninja._storage.index import MISSING_IN_ROW, OUT_OF_RANGE
 from mmap_ninja._storage.manifest import BYTES, Codec, Manifest
 from mmap_ninja._storage.snapshot import Snapshot
 from mmap_ninja._storage.writer import Batch
@@ -194,9 +194,10 @@ def byte_reader(snapshot: Snapshot) -> Callable[[int], memoryview]:
     length, row, data, codec = snapshot.length, snapshot.index.row, snapshot.data.bytes, _codec(snapshot)
 
     def read(i: int) -> memoryview:
-        if not -length <= i < length:
-            raise out_of_range(i, length)
-        start, size, *raw_size = row(i if i >= 0 else i + length)
+        try:
+            start, size, *raw_size = row(i)
+        except OUT_OF_RANGE:
+            raise out_of_range(i, length) from None
         if not start <= start + size <= len(data):
             raise MapCorruptError(
                 f"{snapshot.folder}: sample {i} lies at [{start}, {start + size}) of {len(data)} bytes"

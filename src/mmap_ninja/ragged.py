@@ -12,7 +12,7 @@ import numpy as np
 from mmap_ninja._encode import Array, asked_for, fit_in_place, fitted, joined, raw
 from mmap_ninja._making import Plan, template
 from mmap_ninja._reading import AnyPath
-from mmap_ninja._storage.index import MISSING, MISSING_IN_ROW
+from mmap_ninja._storage.index import MISSING, MISSING_IN_ROW, OUT_OF_RANGE
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.manifest import DATA, RAGGED, Manifest
 from mmap_ninja._storage.snapshot import Snapshot
@@ -125,11 +125,10 @@ class RaggedMmap(Mmap):
         dtype, itemsize, ndarray = manifest.dtype, manifest.layout(DATA)[0].itemsize, np.ndarray
 
         def read(i: int) -> Any:
-            if not 0 <= i < length:
-                if not -length <= i < 0:
-                    raise out_of_range(i, length)
-                i += length
-            place = row(i)
+            try:
+                place = row(i)
+            except OUT_OF_RANGE:
+                raise out_of_range(i, length) from None
             try:
                 return ndarray(place[1:], dtype, data, place[0] * itemsize)
             except (TypeError, ValueError, OverflowError) as error:
@@ -158,11 +157,10 @@ def _mixed_reader(snapshot: Snapshot) -> Callable[[int], Any]:
     is_scalar = manifest.layout(DATA)[0].kind in _SCALARS
 
     def read(i: int) -> Any:
-        if not 0 <= i < length:
-            if not -length <= i < 0:
-                raise out_of_range(i, length)
-            i += length
-        place = row(i)
+        try:
+            place = row(i)
+        except OUT_OF_RANGE:
+            raise out_of_range(i, length) from None
         if place[-1] == MISSING_IN_ROW:
             place = _trimmed(place)
         try:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmap_ninja._reading import AnyPath
+from mmap_ninja._storage.index import OUT_OF_RANGE
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.manifest import STRINGS
 from mmap_ninja._storage.snapshot import Snapshot
@@ -104,11 +105,10 @@ class StringsMmap(BytesMmap):
         size = len(data)
 
         def read(i: int) -> str:
-            if not 0 <= i < length:
-                if not -length <= i < 0:
-                    raise out_of_range(i, length)
-                i += length
-            start, count = row(i)
+            try:
+                start, count = row(i)
+            except OUT_OF_RANGE:
+                raise out_of_range(i, length) from None
             stop = start + count
             if not start <= stop <= size:
                 raise MapCorruptError(f"{snapshot.folder}: the index row {(start, count)} of sample {i} is wrong")

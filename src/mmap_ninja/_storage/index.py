@@ -4,7 +4,9 @@
 columns of format 1. All have the same two methods: `row(i)` for one sample, as fast as Python allows, and
 `table(first, stop)` for many, an int64 array `(stop - first, 1 + ndim)` in which missing axes are -1.
 
-A row is unpacked as unsigned: numpy would take a negative start for one, and read in front of the file.
+A row is unpacked as unsigned: numpy would take a negative start for one, and read in front of the file. There is no
+check of i: the columns have exactly as many rows as there are samples, negative numbers count from their end, and
+beyond it `OUT_OF_RANGE` is raised.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from struct import Struct
+from struct import error as struct_error
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +24,8 @@ from mmap_ninja.errors import MapCorruptError
 
 Row = Callable[[int], tuple[int, ...]]
 Table = np.ndarray[Any, np.dtype[np.int64]]
+
+OUT_OF_RANGE = (struct_error, OverflowError)
 
 MISSING = -1  # an axis that a sample of a mixed map does not have, a raw size that the index does not know
 _MAX_AXES = 64

@@ -69,13 +69,16 @@ class Snapshot:
         self.length = manifest.length if length is None else length
         files = {role: MappedFile(folder, file) for role, file in manifest.files.items()}
         self.data = files.get(DATA, _NOTHING)
-        self.index = _open_index(manifest, {role: file.bytes for role, file in files.items()})
+        self.index = _open_index(manifest, {role: file.bytes for role, file in files.items()}, self.length)
         self.dictionary = bytes(files[DICTIONARY].bytes) if DICTIONARY in files else None
 
 
-def _open_index(manifest: Manifest, values: dict[str, memoryview]) -> Index:
+def _open_index(manifest: Manifest, values: dict[str, memoryview], length: int) -> Index:
+    """The index of the first `length` samples."""
     if INDEX in values:
-        return PackedIndex(values[INDEX], manifest.length, manifest.ndim, manifest.width)
+        return PackedIndex(values[INDEX][: 8 * manifest.width * length], length, manifest.ndim, manifest.width)
+    columns = ("starts", "ends", "counts", "shapes", "shape_starts", "shape_ends")
+    values |= {role: values[role][: 8 * length] for role in columns if role in values}
     if "shape_values" in values:
         return ShapeColumns(values)
     if "shapes" in values:

@@ -10,8 +10,9 @@ import pytest
 
 from mmap_ninja import BytesMmap, DenseMmap, RaggedMmap, StringsMmap, open_map
 from mmap_ninja._storage.commit import commit
+from mmap_ninja._storage.decode import decode
 from mmap_ninja._storage.flatfile import BLOCK, appended, check_blocks, npy_header
-from mmap_ninja._storage.manifest import File, decode
+from mmap_ninja._storage.manifest import File
 from mmap_ninja.errors import MapCorruptError
 from plain_reader import arrays, check, fields, same, samples
 

@@ -10,7 +10,8 @@ import pytest
 
 from mmap_ninja import BytesMmap, DenseMmap, RaggedMmap, StringsMmap, open_map
 from mmap_ninja._storage import disk, snapshot
-from mmap_ninja._storage.manifest import CAP, Building, Codec, File, Manifest, decode, encode
+from mmap_ninja._storage.decode import decode
+from mmap_ninja._storage.manifest import CAP, Building, Codec, File, Manifest, encode
 from mmap_ninja.errors import ArgumentError, MapCorruptError, MapVersionError, MmapNinjaError
 from plain_reader import START, checked, fields, forge, sealed
 

@@ -1,24 +1,22 @@
-"""What a folder says about its map: one small JSON file, and the frozen value that it is read into.
+"""What a folder says about its map: a frozen value, and how it is written as one small JSON file.
 
-`docs/format.md` lists every key. Everything that is read is checked here, so that the layers above can rely on
-the types and ranges of a `Manifest`, whoever wrote the folder.
+`docs/format.md` lists every key; `decode` reads the file and checks each of them, so that the layers above can rely
+on the types and ranges of a `Manifest`, whoever wrote the folder.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from mmap_ninja._storage.dtypes import describe_dtype, parse_dtype
-from mmap_ninja.errors import ArgumentError, MapCorruptError, MapVersionError
+from mmap_ninja._storage.dtypes import describe_dtype
+from mmap_ninja.errors import ArgumentError
 
 MANIFEST = "manifest.json"
 BUILDING = "building.json"
@@ -31,10 +29,8 @@ DENSE, RAGGED, BYTES, STRINGS = "dense", "ragged", "bytes", "strings"
 KINDS = (DENSE, RAGGED, BYTES, STRINGS)
 DATA, INDEX, DICTIONARY = "data", "index", "dictionary"
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
-_ID = re.compile(r"[0-9a-f]{32}")
 PREFIX = b'{"crc32": "'
-_CRC_END = len(PREFIX) + 9  # the digits and their closing quote
+CRC_END = len(PREFIX) + 9  # the digits and their closing quote
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -173,159 +169,3 @@ def encode(manifest: Manifest) -> bytes:
     if len(raw) > CAP:
         raise ArgumentError(f"the manifest would have {len(raw)} bytes, at most {CAP}: keep less in `metadata`")
     return raw
-
-
-def decode(raw: bytes, path: str) -> Manifest:
-    """Read a manifest; anything but a well-formed one raises `MapCorruptError` that names `path`."""
-    found = raw[len(PREFIX) : _CRC_END - 1]
-    if not raw.startswith(PREFIX) or raw[_CRC_END - 1 : _CRC_END] != b'"':
-        raise MapCorruptError(f"{path} is not a manifest of mmap_ninja: it does not begin with a checksum")
-    expected = f"{zlib.crc32(raw[_CRC_END:]):08x}".encode()
-    if found != expected:
-        raise MapCorruptError(f"{path} is damaged: checksum {found!r}, expected {expected!r} for its content")
-    try:
-        return _Reader(_parse(raw.decode())).manifest()
-    except MapVersionError as error:
-        raise MapVersionError(f"{path}: {error}") from None
-    except (ValueError, RecursionError, OverflowError) as error:
-        raise MapCorruptError(f"{path} is not a valid manifest: {error}") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise ValueError("a key stands twice")
-    return fields
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"the number {text}")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"the number {text}")
-    return number
-
-
-# Made once: a decoder costs more than the decoding.
-_parse = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite).decode
-
-
-@dataclass
-class _Reader:
-    """Takes the fields of a manifest apart, each with its check."""
-
-    fields: Any
-
-    def manifest(self) -> Manifest:
-        version = self.integer("format") if isinstance(self.fields, dict) and "format" in self.fields else 0
-        if version > FORMAT:
-            raise MapVersionError(
-                f"format {version} needs a newer mmap_ninja than this one, which reads up to {FORMAT}"
-            )
-        kind = self.take("kind", str)
-        if version != FORMAT or kind not in KINDS:
-            raise ValueError(f"format {version}, kind {kind!r}; expected format {FORMAT} and one of {KINDS}")
-        manifest = Manifest(
-            kind=kind,
-            id=self.matching("id", _ID),
-            generation=self.integer("generation"),
-            length=self.integer("length"),
-            dtype=None if self.fields.get("dtype") is None else parse_dtype(self.fields["dtype"]),
-            dtype_given=self.take("dtype_given", bool),
-            sample_shape=self.optional("sample_shape", _shape),
-            ndim=self.integer("ndim", MAX_AXES),
-            mixed=self.take("mixed", bool),
-            codec=self.optional("codec", lambda value: _Reader(value).codec()),
-            synced=self.take("synced", bool),
-            metadata=MappingProxyType(self.take("metadata", dict)),
-            files=MappingProxyType({r: _Reader(f).file() for r, f in self.take("files", dict).items()}),
-            obsolete=tuple(_path(name) for name in self.take("obsolete", list)),
-            building=self.optional("building", lambda value: _Reader(value).building()),
-        )
-        _check_sizes(manifest)
-        return manifest
-
-    def file(self) -> File:
-        return File(
-            name=self.matching("name", _NAME),
-            offset=self.integer("offset", CAP),
-            size=self.integer("size"),
-            tail_crc=self.integer("tail_crc", 2**32 - 1),
-            checked=self.take("checked", bool),
-        )
-
-    def codec(self) -> Codec:
-        name = self.take("name", str)
-        if name != "zstd":
-            raise ValueError(f"codec {name!r}")
-        level = self.take("level", int)
-        return Codec(name, level)
-
-    def building(self) -> Building:
-        return Building(self.optional("boot_id", str), self.take("upgrade", bool))
-
-    def take(self, key: str, kind: type) -> Any:
-        value = self.fields.get(key) if isinstance(self.fields, dict) else None
-        if type(value) is not kind:
-            raise ValueError(f"{key} is {value!r}, expected {kind.__name__}")
-        return value
-
-    def integer(self, key: str, most: int = MAX_INT) -> int:
-        value: int = self.take(key, int)
-        if not 0 <= value <= most:
-            raise ValueError(f"{key} is {value}, expected 0 to {most}")
-        return value
-
-    def matching(self, key: str, pattern: re.Pattern[str]) -> str:
-        value: str = self.take(key, str)
-        if not pattern.fullmatch(value):
-            raise ValueError(f"{key} is {value!r}")
-        return value
-
-    def optional(self, key: str, parse: Callable[[Any], Any]) -> Any:
-        value = self.fields.get(key) if isinstance(self.fields, dict) else None
-        return None if value is None else parse(value)
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or len(value) > MAX_AXES:
-        raise ValueError(f"sample_shape is {value!r}")
-    if any(type(axis) is not int or not 0 <= axis <= MAX_INT for axis in value):
-        raise ValueError(f"sample_shape is {value!r}")
-    return tuple(value)
-
-
-def _path(value: Any) -> str:
-    """A file of the folder, or of a subfolder of it as format 1 had them."""
-    if not isinstance(value, str) or not 1 <= len(value.split("/")) <= 3:
-        raise ValueError(f"file name {value!r}")
-    if not all(_NAME.fullmatch(part) for part in value.split("/")):
-        raise ValueError(f"file name {value!r}")
-    return value
-
-
-def _check_sizes(manifest: Manifest) -> None:
-    """Counts, shapes and file sizes have to agree before anything is mapped."""
-    expected = {DATA} if manifest.kind == DENSE else {DATA, INDEX}
-    is_text = manifest.kind in (BYTES, STRINGS)
-    if (manifest.codec is not None and not is_text) or (is_text and (manifest.ndim, manifest.mixed) != (1, False)):
-        raise ValueError(f"a {manifest.kind} map with codec {manifest.codec}, ndim {manifest.ndim}")
-    if {MANIFEST, BUILDING} & (manifest.names() | set(manifest.obsolete)) or manifest.names() & set(manifest.obsolete):
-        raise ValueError(f"files {sorted(manifest.names())} beside the obsolete {manifest.obsolete}")
-    if not set(manifest.files) <= expected | ({DICTIONARY} if manifest.codec else set()):
-        raise ValueError(f"files {sorted(manifest.files)}, expected {sorted(expected)}")
-    if manifest.length and (manifest.dtype is None or not expected <= set(manifest.files)):
-        raise ValueError(f"length {manifest.length}, but no dtype or no files")
-    if (manifest.kind == DENSE) != (manifest.sample_shape is not None) and manifest.length:
-        raise ValueError(f"sample_shape {manifest.sample_shape} in a {manifest.kind} map")
-    for role, file in manifest.files.items():
-        if role == DICTIONARY:
-            continue
-        dtype, shape = manifest.layout(role)
-        if math.prod(axis or 1 for axis in shape) * dtype.itemsize > MAX_INT:  # numpy counts no zeros here either
-            raise ValueError(f"shape {shape} of {dtype} is too large")
-        if math.prod(shape) * dtype.itemsize != file.size:
-            raise ValueError(f"{file.name} has {file.size} bytes, expected shape {shape} of {dtype}")

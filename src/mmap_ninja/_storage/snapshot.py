@@ -6,10 +6,11 @@ import os
 from typing import Any
 
 from mmap_ninja._storage import disk, legacy
+from mmap_ninja._storage.decode import decode
 from mmap_ninja._storage.flatfile import MappedFile, check_blocks
 from mmap_ninja._storage.index import FlatColumns, Index, PackedIndex, ShapeColumns, TextColumns
 from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
-from mmap_ninja._storage.manifest import BUILDING, CAP, DATA, DICTIONARY, INDEX, MANIFEST, File, Manifest, decode
+from mmap_ninja._storage.manifest import BUILDING, CAP, DATA, DICTIONARY, INDEX, MANIFEST, File, Manifest
 from mmap_ninja.errors import MapChangedError, MapCorruptError, MapNotFoundError, MapPathError
 
 

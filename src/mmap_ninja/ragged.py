@@ -121,12 +121,15 @@ class RaggedMmap(Mmap):
         manifest = snapshot.manifest
         if manifest.mixed or manifest.ndim == 0:
             return _mixed_reader(snapshot)
-        length, row, data = snapshot.length, snapshot.index.row, snapshot.data.bytes
-        dtype, itemsize, ndarray = manifest.dtype, manifest.layout(DATA)[0].itemsize, np.ndarray
+        length, data, index = snapshot.length, snapshot.data.bytes, snapshot.index
+        unpack, source, step = index.unpack, index.source, index.step
+        dtype = np.dtype(np.uint8) if manifest.dtype is None else manifest.dtype
+        ndarray = np.ndarray
+        itemsize = dtype.itemsize
 
         def read(i: int) -> Any:
             try:
-                place = row(i)
+                place = unpack(source, i * step)
             except OUT_OF_RANGE:
                 raise out_of_range(i, length) from None
             try:

@@ -101,19 +101,20 @@ class StringsMmap(BytesMmap):
     def _reader(self, snapshot: Snapshot) -> Callable[[int], Any]:
         if snapshot.manifest.codec is not None:
             return _decoding(snapshot)
-        length, row, data = snapshot.length, snapshot.index.row, snapshot.data.bytes
-        size = len(data)
+        length, index, whole = snapshot.length, snapshot.index, snapshot.data.whole
+        unpack, source, step = index.unpack, index.source, index.step
+        offset, size = snapshot.data.offset, len(snapshot.data.bytes)
 
         def read(i: int) -> str:
             try:
-                start, count = row(i)
+                start, count = unpack(source, i * step)
             except OUT_OF_RANGE:
                 raise out_of_range(i, length) from None
             stop = start + count
-            if not start <= stop <= size:
+            if stop > size:
                 raise MapCorruptError(f"{snapshot.folder}: the index row {(start, count)} of sample {i} is wrong")
             try:
-                return str(data[start:stop], "utf-8")
+                return whole[start + offset : stop + offset].decode()
             except UnicodeDecodeError as error:
                 raise _not_utf8(snapshot, i, error) from None
 

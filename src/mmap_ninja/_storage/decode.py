@@ -7,6 +7,7 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -36,11 +37,15 @@ from mmap_ninja.errors import MapCorruptError, MapVersionError
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
 _ID = re.compile(r"[0-9a-f]{32}")
-_RESERVED = (MANIFEST, BUILDING)
+_RESERVED = {MANIFEST, BUILDING}
 
 
 def decode(raw: bytes, path: str) -> Manifest:
     """Read a manifest; anything but a well-formed one raises `MapCorruptError` that names `path`."""
+    return _decode_again(raw, path) if len(raw) <= _REMEMBERED else _decode(raw, path)
+
+
+def _decode(raw: bytes, path: str) -> Manifest:
     found = raw[len(PREFIX) : CRC_END - 1]
     if not raw.startswith(PREFIX) or raw[CRC_END - 1 : CRC_END] != b'"':
         raise MapCorruptError(f"{path} is not a manifest of mmap_ninja: it does not begin with a checksum")
@@ -48,11 +53,16 @@ def decode(raw: bytes, path: str) -> Manifest:
     if found != expected:
         raise MapCorruptError(f"{path} is damaged: checksum {found!r}, expected {expected!r} for its content")
     try:
-        return _manifest(_Fields(_parse(raw.decode())))
+        return _manifest(_parse(raw.decode()))
     except MapVersionError as error:
         raise MapVersionError(f"{path}: {error}") from None
     except (ValueError, RecursionError, OverflowError) as error:
         raise MapCorruptError(f"{path} is not a valid manifest: {error}") from None
+
+
+# The same bytes are the same manifest: a program that opens a map time and again decodes it once.
+_REMEMBERED = 4096  # bytes
+_decode_again = lru_cache(maxsize=256)(_decode)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -77,62 +87,65 @@ def _finite(text: str) -> float:
 _parse = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite).decode
 
 
-class _Fields:
-    """The fields of a JSON object, each taken with its check."""
-
-    __slots__ = ("_fields",)
-
-    def __init__(self, fields: Any) -> None:
-        if type(fields) is not dict:
-            raise ValueError(f"{fields!r}, expected an object")
-        self._fields: dict[str, Any] = fields
-
-    def take(self, key: str, kind: type) -> Any:
-        value = self._fields.get(key)
-        if type(value) is not kind:
-            raise ValueError(f"{key} is {value!r}, expected {kind.__name__}")
-        return value
-
-    def integer(self, key: str, most: int = MAX_INT) -> int:
-        value = self._fields.get(key)
-        if type(value) is not int or not 0 <= value <= most:
-            raise ValueError(f"{key} is {value!r}, expected an integer from 0 to {most}")
-        return value
-
-    def matching(self, key: str, pattern: re.Pattern[str]) -> str:
-        value = self._fields.get(key)
-        if type(value) is not str or not pattern.fullmatch(value):
-            raise ValueError(f"{key} is {value!r}")
-        return value
-
-    def optional(self, key: str, parse: Callable[[Any], Any]) -> Any:
-        value = self._fields.get(key)
-        return None if value is None else parse(value)
+_MANIFEST_TYPES = {
+    "kind": str,
+    "id": str,
+    "generation": int,
+    "length": int,
+    "dtype_given": bool,
+    "ndim": int,
+    "mixed": bool,
+    "synced": bool,
+    "metadata": dict,
+    "files": dict,
+    "obsolete": list,
+}
+_FILE_TYPES = {"name": str, "offset": int, "size": int, "tail_crc": int, "checked": bool}
 
 
-def _manifest(fields: _Fields) -> Manifest:
-    version = fields.integer("format")
+def _checked(value: Any, types: Mapping[str, type]) -> dict[str, Any]:
+    """A JSON object that has these keys, each of its type, and no negative integer among them."""
+    if type(value) is not dict:
+        raise ValueError(f"{value!r}, expected an object")
+    for key, kind in types.items():
+        found = value.get(key)
+        if type(found) is not kind:
+            raise ValueError(f"{key} is {found!r}, expected {kind.__name__}")
+        if type(found) is int and not 0 <= found <= MAX_INT:
+            raise ValueError(f"{key} is {found}, expected 0 to {MAX_INT}")
+    fields: dict[str, Any] = value
+    return fields
+
+
+def _optional(value: Any, parse: Callable[[Any], Any]) -> Any:
+    return None if value is None else parse(value)
+
+
+def _manifest(value: Any) -> Manifest:
+    version = _checked(value, {"format": int})["format"]
     if version > FORMAT:
         raise MapVersionError(f"format {version} needs a newer mmap_ninja than this one, which reads up to {FORMAT}")
-    kind = fields.take("kind", str)
-    if version != FORMAT or kind not in KINDS:
-        raise ValueError(f"format {version}, kind {kind!r}; expected format {FORMAT} and one of {KINDS}")
+    fields = _checked(value, _MANIFEST_TYPES)
+    if version != FORMAT or fields["kind"] not in KINDS or not _ID.fullmatch(fields["id"]):
+        raise ValueError(f"format {version}, kind {fields['kind']!r}, id {fields['id']!r}; kinds are {KINDS}")
+    if fields["ndim"] > MAX_AXES:
+        raise ValueError(f"ndim is {fields['ndim']}, expected 0 to {MAX_AXES}")
     manifest = Manifest(
-        kind=kind,
-        id=fields.matching("id", _ID),
-        generation=fields.integer("generation"),
-        length=fields.integer("length"),
-        dtype=fields.optional("dtype", parse_dtype),
-        dtype_given=fields.take("dtype_given", bool),
-        sample_shape=fields.optional("sample_shape", _shape),
-        ndim=fields.integer("ndim", MAX_AXES),
-        mixed=fields.take("mixed", bool),
-        codec=fields.optional("codec", _codec),
-        synced=fields.take("synced", bool),
-        metadata=MappingProxyType(fields.take("metadata", dict)),
-        files=MappingProxyType({role: _file(entry) for role, entry in fields.take("files", dict).items()}),
-        obsolete=tuple(map(_path, fields.take("obsolete", list))),
-        building=fields.optional("building", _building),
+        kind=fields["kind"],
+        id=fields["id"],
+        generation=fields["generation"],
+        length=fields["length"],
+        dtype=_optional(fields.get("dtype"), parse_dtype),
+        dtype_given=fields["dtype_given"],
+        sample_shape=_optional(fields.get("sample_shape"), _shape),
+        ndim=fields["ndim"],
+        mixed=fields["mixed"],
+        codec=_optional(fields.get("codec"), _codec),
+        synced=fields["synced"],
+        metadata=MappingProxyType(fields["metadata"]),
+        files=MappingProxyType({role: _file(entry) for role, entry in fields["files"].items()}),
+        obsolete=tuple(map(_path, fields["obsolete"])),
+        building=_optional(fields.get("building"), _building),
     )
     _check_kind(manifest)
     _check_names(manifest)
@@ -141,27 +154,26 @@ def _manifest(fields: _Fields) -> Manifest:
 
 
 def _file(value: Any) -> File:
-    fields = _Fields(value)
-    return File(
-        name=fields.matching("name", _NAME),
-        offset=fields.integer("offset", CAP),
-        size=fields.integer("size"),
-        tail_crc=fields.integer("tail_crc", 2**32 - 1),
-        checked=fields.take("checked", bool),
-    )
+    fields = _checked(value, _FILE_TYPES)
+    if not _NAME.fullmatch(fields["name"]):
+        raise ValueError(f"file name {fields['name']!r}")
+    if fields["offset"] > CAP or fields["tail_crc"] > 2**32 - 1:
+        raise ValueError(f"offset {fields['offset']}, tail_crc {fields['tail_crc']} of {fields['name']}")
+    return File(fields["name"], fields["offset"], fields["size"], fields["tail_crc"], fields["checked"])
 
 
 def _codec(value: Any) -> Codec:
-    fields = _Fields(value)
-    name = fields.take("name", str)
-    if name != "zstd":
-        raise ValueError(f"codec {name!r}")
-    return Codec(name, fields.take("level", int))
+    fields = _checked(value, {"name": str, "level": int})
+    if fields["name"] != "zstd":
+        raise ValueError(f"codec {fields['name']!r}")
+    return Codec(fields["name"], fields["level"])
 
 
 def _building(value: Any) -> Building:
-    fields = _Fields(value)
-    return Building(fields.optional("boot_id", lambda _: fields.take("boot_id", str)), fields.take("upgrade", bool))
+    fields = _checked(value, {"upgrade": bool})
+    if fields.get("boot_id") is not None:
+        _checked(value, {"boot_id": str})
+    return Building(fields.get("boot_id"), fields["upgrade"])
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -193,16 +205,16 @@ def _check_kind(manifest: Manifest) -> None:
 def _check_names(manifest: Manifest) -> None:
     """The right files, each of its own name, and none of them obsolete."""
     files: Mapping[str, File] = manifest.files
-    needed = (DATA,) if manifest.kind == DENSE else (DATA, INDEX)
-    allowed = (*needed, DICTIONARY) if manifest.codec is not None else needed
-    if any(role not in allowed for role in files):
-        raise ValueError(f"files {sorted(files)}, expected {allowed}")
-    if manifest.length and (manifest.dtype is None or any(role not in files for role in needed)):
+    needed = {DATA} if manifest.kind == DENSE else {DATA, INDEX}
+    more = {DICTIONARY} if manifest.codec is not None else set()
+    if not files.keys() <= needed | more:
+        raise ValueError(f"files {sorted(files)}, expected {sorted(needed | more)}")
+    if manifest.length and (manifest.dtype is None or not needed <= files.keys()):
         raise ValueError(f"length {manifest.length}, but no dtype or no files")
     names = manifest.names()
-    if len(names) != 2 * len(files) or any(name in names for name in (*manifest.obsolete, *_RESERVED)):
+    if len(names) != 2 * len(files) or not names.isdisjoint((*manifest.obsolete, *_RESERVED)):
         raise ValueError(f"files {sorted(names)} beside the obsolete {manifest.obsolete}")
-    if any(name in manifest.obsolete for name in _RESERVED):
+    if manifest.obsolete and not _RESERVED.isdisjoint(manifest.obsolete):
         raise ValueError(f"the obsolete {manifest.obsolete}")
 
 

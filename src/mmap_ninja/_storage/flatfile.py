@@ -40,18 +40,21 @@ def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 
 
 class MappedFile:
-    """The committed bytes of one file, mapped read-only; `bytes` begins after the header.
+    """The committed bytes of one file, mapped read-only.
 
-    The size is checked first, so that no later access can run past the end of the file.
+    `bytes` begins after the header, and slices of it are views. `whole` begins `offset` bytes before that, and its
+    slices are copies: for small ones that are needed as `bytes` anyway, the fastest way. The size is checked
+    first, so that no later access can run past the end of the file.
     """
 
-    __slots__ = ("_map", "_offset", "bytes")
+    __slots__ = ("_map", "bytes", "offset", "whole")
 
     def __init__(self, folder: str, file: File) -> None:
-        self._map, self._offset, self.bytes = None, file.offset, memoryview(b"")
+        self._map, self.offset, self.bytes = None, file.offset, memoryview(b"")
+        self.whole: mmap.mmap | bytes = b""
         if file.end == 0:  # nothing was committed; the file need not be there
             return
-        path = os.path.join(folder, file.name)
+        path = f"{folder}/{file.name}"
         fd, size = disk.open_to_read(path)
         try:
             if size < file.end:
@@ -61,7 +64,7 @@ class MappedFile:
             raise MapCorruptError(f"{path} cannot be mapped: {error}") from error
         finally:
             os.close(fd)
-        self.bytes = memoryview(self._map)[file.offset :]
+        self.bytes, self.whole = memoryview(self._map)[file.offset :], self._map
 
     def will_need(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Ask the kernel to read these ranges of bytes ahead; does nothing where it cannot be asked."""
@@ -69,8 +72,8 @@ class MappedFile:
             return
         advice, page = mmap.MADV_WILLNEED, mmap.PAGESIZE
         for start, stop in ranges:
-            first = (self._offset + start) // page * page
-            self._map.madvise(advice, first, self._offset + stop - first)
+            first = (self.offset + start) // page * page
+            self._map.madvise(advice, first, self.offset + stop - first)
 
 
 def appended(file: File, chunks: Sequence[Buffer]) -> tuple[File, bytes]:

@@ -23,6 +23,7 @@ import numpy as np
 from mmap_ninja.errors import MapCorruptError
 
 Row = Callable[[int], tuple[int, ...]]
+Unpack = Callable[[Any, int], tuple[int, ...]]
 Table = np.ndarray[Any, np.dtype[np.int64]]
 
 OUT_OF_RANGE = (struct_error, OverflowError)
@@ -33,43 +34,54 @@ MISSING_IN_ROW = 2**64 - 1  # the same, as it reads in a row
 
 
 class Index(Protocol):
-    """What every index can do."""
+    """What every index can do.
+
+    Row i is `unpack(source, i * step)`: where that is a C function, no Python frame stands between a sample and
+    its reader. `row(i)` is the same, for those who are in no hurry.
+    """
 
     length: int
+    unpack: Unpack
+    source: Any
+    step: int
 
     @property
     def ndim(self) -> int:
         """How many axes a row has room for."""
 
-    @property
-    def row(self) -> Row:
-        """The function that reads one row."""
+    def row(self, i: int) -> tuple[int, ...]:
+        """One row."""
 
     def table(self, first: int, stop: int) -> Table:
         """The rows `[first, stop)` as an int64 array."""
 
 
-def packed_rows(values: memoryview, width: int) -> Row:
-    """A function that reads row i of little-endian 64-bit rows, as unsigned integers."""
-    unpack, size = Struct(f"<{width}Q").unpack_from, 8 * width
-
-    def row(i: int) -> tuple[int, ...]:
-        return unpack(values, i * size)
-
-    return row
-
-
 class PackedIndex:
     """Rows one after another; `table` is a view of the mapped file."""
 
-    __slots__ = ("_values", "_width", "length", "ndim", "row")
+    __slots__ = ("_width", "length", "ndim", "source", "step", "unpack")
 
     def __init__(self, values: memoryview, length: int, ndim: int, width: int) -> None:
-        self._values, self._width, self.length, self.ndim = values, width, length, ndim
-        self.row = packed_rows(values, width)
+        self._width, self.length, self.ndim = width, length, ndim
+        self.unpack: Unpack = Struct(f"<{width}Q").unpack_from
+        self.source, self.step = values, 8 * width
+
+    def row(self, i: int) -> tuple[int, ...]:
+        return self.unpack(self.source, i * self.step)
 
     def table(self, first: int, stop: int) -> Table:
-        return np.ndarray((stop - first, self._width), "<i8", self._values, first * self._width * 8)
+        return np.ndarray((stop - first, self._width), "<i8", self.source, first * self.step)
+
+
+class _Columns:
+    """Rows that a function puts together."""
+
+    __slots__ = ("length", "row", "source", "step", "unpack")
+
+    def __init__(self, length: int, row: Row) -> None:
+        self.length, self.row = length, row
+        self.unpack: Unpack = lambda _, i: row(i)
+        self.source, self.step = None, 1
 
 
 def _column(values: memoryview) -> Table:
@@ -84,15 +96,14 @@ def _reader_of(axes: int) -> Callable[[memoryview, int], tuple[int, ...]]:
     return Struct(f"<{axes}Q").unpack_from
 
 
-class FlatColumns:
+class FlatColumns(_Columns):
     """Samples of one axis, or none: `shapes` repeats the count, or is 0 for a scalar of one element."""
 
-    __slots__ = ("_counts", "_shapes", "_starts", "length", "row")
+    __slots__ = ("_counts", "_shapes", "_starts")
     ndim = 1
 
     def __init__(self, starts: memoryview, counts: memoryview, shapes: memoryview) -> None:
         self._starts, self._counts, self._shapes = _column(starts), _column(counts), _column(shapes)
-        self.length = len(self._starts)
 
         def row(i: int) -> tuple[int, ...]:
             at = 8 * i
@@ -101,7 +112,7 @@ class FlatColumns:
                 return start, count
             return _scalar_row(i, start, count, (shape,))
 
-        self.row = row
+        super().__init__(len(starts) // 8, row)
 
     def table(self, first: int, stop: int) -> Table:
         counts, shapes = self._counts[first:stop], self._shapes[first:stop]
@@ -112,16 +123,15 @@ class FlatColumns:
         return np.stack([self._starts[first:stop], np.where(scalar, MISSING, counts)], axis=1)
 
 
-class ShapeColumns:
+class ShapeColumns(_Columns):
     """Samples of any number of axes: their shapes lie end to end, from `[begins[i]` to `ends[i])`."""
 
-    __slots__ = ("_begins", "_ends", "length", "row")
+    __slots__ = ("_begins", "_ends")
 
     def __init__(self, columns: Mapping[str, memoryview]) -> None:
         starts, counts = columns["starts"], columns["counts"]
         begins, ends, values = columns["shape_starts"], columns["shape_ends"], columns["shape_values"]
         self._begins, self._ends = _column(begins), _column(ends)
-        self.length = len(starts) // 8
 
         def row(i: int) -> tuple[int, ...]:
             at = 8 * i
@@ -134,7 +144,7 @@ class ShapeColumns:
                 return start, *shape
             return _scalar_row(i, start, count, shape)
 
-        self.row = row
+        super().__init__(len(starts) // 8, row)
 
     @property
     def ndim(self) -> int:
@@ -149,23 +159,24 @@ class ShapeColumns:
         return table
 
 
-class TextColumns:
+class TextColumns(_Columns):
     """Texts, by the bytes where they begin and end; where they are compressed, the raw size is not known."""
 
-    __slots__ = ("_ends", "_raw", "_starts", "length", "row")
+    __slots__ = ("_ends", "_raw", "_starts")
     ndim = 1
 
     def __init__(self, starts: memoryview, ends: memoryview, compressed: bool) -> None:
         self._starts, self._ends = _column(starts), _column(ends)
         self._raw: tuple[int, ...] = (MISSING_IN_ROW,) if compressed else ()
-        self.length = len(self._starts)
         raw = self._raw
 
         def row(i: int) -> tuple[int, ...]:
-            start = _read(starts, 8 * i)[0]
-            return start, _read(ends, 8 * i)[0] - start, *raw
+            start, end = _read(starts, 8 * i)[0], _read(ends, 8 * i)[0]
+            if end < start:
+                raise MapCorruptError(f"text {i} is said to lie at [{start}, {end}); try `upgrade --salvage`")
+            return start, end - start, *raw
 
-        self.row = row
+        super().__init__(len(starts) // 8, row)
 
     def table(self, first: int, stop: int) -> Table:
         starts, ends = self._starts[first:stop], self._ends[first:stop]

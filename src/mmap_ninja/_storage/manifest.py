@@ -31,6 +31,7 @@ DATA, INDEX, DICTIONARY = "data", "index", "dictionary"
 
 PREFIX = b'{"crc32": "'
 CRC_END = len(PREFIX) + 9  # the digits and their closing quote
+_ROWS = np.dtype("<i8")
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -128,7 +129,7 @@ class Manifest:
     def layout(self, role: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
         """The dtype and shape that the `.npy` header of this file should have."""
         if role == INDEX:
-            return np.dtype("<i8"), (self.length, self.width)
+            return _ROWS, (self.length, self.width)
         dtype = self.dtype if self.dtype is not None else np.dtype(np.uint8)
         if self.sample_shape is not None:
             return dtype, (self.length, *self.sample_shape)

@@ -25,7 +25,7 @@ def boot_id() -> str | None:
 
 def read_json(folder: str, name: str) -> Manifest | None:
     """The manifest of this name, None where there is none."""
-    path = os.path.join(folder, name)
+    path = f"{folder}/{name}"
     try:
         return decode(disk.read_small(path, CAP), path)
     except (FileNotFoundError, NotADirectoryError):

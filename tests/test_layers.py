@@ -43,6 +43,7 @@ SAME_LEVEL = {
         ("base", "_ingest"),
         ("base", "_making"),
         ("base", "_reading"),
+        ("_making", "_encode"),
         ("_making", "_ingest"),
         ("_making", "_reading"),
         ("_making", "_writing"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmap_ninja import _ingest
+from mmap_ninja._encode import asked_for
 from mmap_ninja._reading import AnyPath, check_mode
 from mmap_ninja._storage.build import Build
 from mmap_ninja._storage.legacy import Keys
@@ -145,6 +146,15 @@ class Making(Writing):
 def template(kind: str, *, metadata: Mapping[str, Any] | None = None, **fields: Any) -> Manifest:
     """The manifest of a new, empty map."""
     return Manifest(kind=kind, id=new_id(), metadata=json_values(metadata or {}), **fields)
+
+
+def plan_of_arrays(
+    kind: str, *, dtype: Any = None, metadata: Mapping[str, Any] | None = None, mode: str = "r+", **opening: Any
+) -> Plan:
+    """The plan for a map of arrays, of a dtype that may be given or is that of the first sample."""
+    given = asked_for(dtype)
+    made = template(kind, dtype=given, dtype_given=given is not None, metadata=metadata)
+    return Plan(made, {"mode": mode, **opening})
 
 
 def _is_iterable(samples: Any) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mmap_ninja._encode import Array, asked_for, fit_in_place, fitted, joined, raw
-from mmap_ninja._making import Plan, template
+from mmap_ninja._encode import Array, fit_in_place, fitted, joined, raw
+from mmap_ninja._making import Plan, plan_of_arrays
 from mmap_ninja._reading import AnyPath
 from mmap_ninja._storage.index import MISSING, MISSING_IN_ROW, OUT_OF_RANGE
 from mmap_ninja._storage.legacy import Keys
@@ -105,13 +105,8 @@ class RaggedMmap(Mmap):
         return cls._build(out_dir, lambda start: batches, plan, sync=sync, timeout=timeout)  # type: ignore[no-any-return]
 
     @classmethod
-    def _plan(
-        cls, *, dtype: Any = None, metadata: Mapping[str, Any] | None = None, mode: str = "r+", **opening: Any
-    ) -> Plan:
-        given = asked_for(dtype)
-        return Plan(
-            template(RAGGED, dtype=given, dtype_given=given is not None, metadata=metadata), {"mode": mode, **opening}
-        )
+    def _plan(cls, **options: Any) -> Plan:
+        return plan_of_arrays(RAGGED, **options)
 
     @classmethod
     def _encoder(cls, dictionary: bytes | None, dictionary_size: int | None) -> Encoder:

@@ -165,6 +165,8 @@ def with_number(error: Exception, number: int) -> Exception:
     note = f"while loading sample {number}"
     if hasattr(error, "add_note"):
         error.add_note(note)
-    elif len(error.args) == 1:  # Python 3.10 shows no notes
+    elif isinstance(error, OSError) and error.strerror is not None:  # Python 3.10 shows no notes
+        error.strerror = f"{error.strerror} ({note})"
+    elif len(error.args) == 1:
         error.args = (f"{error.args[0]} ({note})",)
     return error

@@ -26,6 +26,7 @@ Row = Callable[[int], tuple[int, ...]]
 Unpack = Callable[[Any, int], tuple[int, ...]]
 Table = np.ndarray[Any, np.dtype[np.int64]]
 
+SALVAGE = "`upgrade --salvage` of a later version will rescue what is whole"  # of a folder that 0.9.0 has torn
 OUT_OF_RANGE = (struct_error, OverflowError)
 
 MISSING = -1  # an axis that a sample of a mixed map does not have, a raw size that the index does not know
@@ -138,7 +139,7 @@ class ShapeColumns(_Columns):
             start, count, begin = _read(starts, at)[0], _read(counts, at)[0], _read(begins, at)[0]
             axes = _read(ends, at)[0] - begin
             if not 0 <= axes <= _MAX_AXES or 8 * (begin + axes) > len(values):
-                raise MapCorruptError(f"the shape of sample {i} is said to have {axes} axes; try `upgrade --salvage`")
+                raise MapCorruptError(f"the shape of sample {i} is said to have {axes} axes; {SALVAGE}")
             shape = _reader_of(axes)(values, 8 * begin)
             if math.prod(shape) == count:
                 return start, *shape
@@ -173,7 +174,7 @@ class TextColumns(_Columns):
         def row(i: int) -> tuple[int, ...]:
             start, end = _read(starts, 8 * i)[0], _read(ends, 8 * i)[0]
             if end < start:
-                raise MapCorruptError(f"text {i} is said to lie at [{start}, {end}); try `upgrade --salvage`")
+                raise MapCorruptError(f"text {i} is said to lie at [{start}, {end}); {SALVAGE}")
             return start, end - start, *raw
 
         super().__init__(len(starts) // 8, row)
@@ -188,7 +189,7 @@ def _scalar_row(i: int, start: int, count: int, shape: tuple[int, ...]) -> tuple
     """Format 1 marks a scalar by the shape (0,) and one element; everything else that disagrees is damage."""
     if shape == (0,) and count == 1:
         return (start,)
-    raise MapCorruptError(f"sample {i} has shape {shape} but {count} elements; try `upgrade --salvage`")
+    raise MapCorruptError(f"sample {i} has shape {shape} but {count} elements; {SALVAGE}")
 
 
 def widened(table: Table, width: int) -> Table:

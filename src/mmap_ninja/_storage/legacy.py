@@ -19,6 +19,7 @@ import numpy as np
 
 from mmap_ninja._storage import disk
 from mmap_ninja._storage.dtypes import parse_dtype
+from mmap_ninja._storage.index import SALVAGE
 from mmap_ninja._storage.manifest import (
     DATA,
     DENSE,
@@ -185,8 +186,7 @@ def _same_length(folder: str, columns: Iterable[_Array]) -> None:
     lengths = {os.path.dirname(column.file.name): column.shape[0] for column in columns}
     if len(set(lengths.values())) > 1:
         raise MapCorruptError(
-            f"{folder} was damaged by an interrupted writer: its columns have different lengths, {lengths}; "
-            "`python -m mmap_ninja upgrade --salvage` rescues what is whole"
+            f"{folder} was damaged by an interrupted writer: its columns have different lengths, {lengths}; {SALVAGE}"
         )
 
 
@@ -241,6 +241,5 @@ def _size(folder: str, name: str) -> int:
 
 def _corrupt(folder: str, name: str, what: str) -> MapCorruptError:
     return MapCorruptError(
-        f"{os.path.join(folder, name)} {what}; if a writer of mmap_ninja 0.9.0 was interrupted here, "
-        "`python -m mmap_ninja upgrade --salvage` rescues what is whole"
+        f"{os.path.join(folder, name)} {what}; if a writer of mmap_ninja 0.9.0 was interrupted here, {SALVAGE}"
     )

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import mmap_ninja
 from contracts import locked, tree
 from mmap_ninja import BytesMmap, DenseMmap, MmapNinjaError, RaggedMmap, StringsMmap, errors, open_map
 
@@ -172,3 +173,10 @@ def test_bad_input(folder, name):
         use(folder)
     assert isinstance(caught.value, builtin)
     assert tree(folder) == before
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", b"map", None, 3], ids=repr)
+def test_what_can_be_no_path(path):
+    for use in (RaggedMmap, mmap_ninja.open_map, mmap_ninja.np_open_existing, lambda p: RaggedMmap.from_lists(p, [1])):
+        with pytest.raises((errors.ArgumentError, errors.ArgumentTypeError), match="the path of a map"):
+            use(path)

@@ -22,7 +22,7 @@ from mmap_ninja import (
     open_existing,
     open_map,
 )
-from mmap_ninja.errors import MapChangedError, MapCorruptError, UpgradeWarning
+from mmap_ninja.errors import MapChangedError, MapCorruptError, MapKindError, UpgradeWarning
 from old import run_old
 
 RNG = np.random.default_rng(2024)
@@ -605,3 +605,13 @@ def test_a_build_that_fails_leaves_the_old_map(copy, read_by_old):
     with pytest.raises(RuntimeError, match="no more"):
         RaggedMmap.from_generator(folder, samples(), 1)
     assert_equal(list(RaggedMmap(folder)), read_by_old["ragged rows"])
+
+
+def test_a_handle_of_another_kind_upgrades_nothing(tmp_path, copy):
+    handle = RaggedMmap(tmp_path / "map")
+    folder = copy("string")
+    assert folder == tmp_path / "map"
+    with pytest.raises(MapKindError, match="is a strings map, not a ragged one"):
+        handle.append(np.arange(3))
+    assert not (folder / "manifest.json").exists()
+    assert (folder / "type.ninja").exists()

@@ -434,3 +434,15 @@ def test_dense_batch_of_another_dtype_is_checked_value_by_value(path, dtype):
     with pytest.raises(SampleError, match="cannot be stored exactly as"):
         m.extend(bad[dtype])
     assert np.array_equal(m[2:], good[dtype])
+
+
+@pytest.mark.parametrize("sample", [["a\0", "b"], [b"a\0", b"b"]], ids=repr)
+def test_texts_that_numpy_would_shorten(path, sample):
+    with pytest.raises(SampleTypeError, match="cannot be stored exactly"):
+        RaggedMmap.from_lists(path, [sample])
+
+
+@pytest.mark.parametrize("values", [np.array([1000]), np.array([1000.0])], ids=lambda values: values.dtype.name)
+def test_nothing_saturates(path, values):
+    with pytest.raises(SampleError, match="cannot be stored exactly as float4_e2m1fn"):
+        DenseMmap.from_ndarray(path, values, dtype=ml_dtypes.float4_e2m1fn)

@@ -324,3 +324,42 @@ def test_the_array_of_a_replaced_map_keeps_its_values(tmp_path: Path) -> None:
     first = np_from_ndarray(tmp_path / "map", np.arange(5))
     np_from_ndarray(tmp_path / "map", np.arange(50) + 7)
     assert first.tolist() == [0, 1, 2, 3, 4]
+
+
+def killed_before_publishing(folder: Path, samples: list) -> None:
+    """A build that died between the two renames of its end."""
+    rename = [call[:2] for call in recorded(lambda: RaggedMmap.from_generator(folder / "a", iter(samples), 2)).calls]
+    at = max(k for k, call in enumerate(rename) if call == ("replace", "manifest.json"))
+    RaggedMmap.from_lists(folder / "b", OLD)
+    calls = recorded(lambda: RaggedMmap.from_generator(folder / "c", iter(samples), 2)).calls
+    assert len(calls) == len(rename)
+    killed_at(Strike(at), lambda: RaggedMmap.from_generator(folder / "b", iter(samples), 2))
+
+
+@pytest.mark.parametrize("samples", [NEW, []], ids=["samples", "none"])
+def test_resuming_a_build_that_was_all_but_published_keeps_the_map(tmp_path: Path, samples: list) -> None:
+    killed_before_publishing(tmp_path, samples)
+    assert same(open_map(tmp_path / "b")[:], OLD)
+    stop(RaggedMmap, tmp_path / "b", [*samples, OLD[0]], resume=True)
+    assert same(open_map(tmp_path / "b")[:], OLD)
+    made = RaggedMmap.from_generator(tmp_path / "b", iter([*samples, OLD[0]]), 2, resume=True)
+    assert same(made[:], [*samples, OLD[0]])
+    plain_reader.check(tmp_path / "b")
+
+
+def test_resuming_nothing_leaves_no_trace_of_a_bad_sample(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="NoneType"):
+        RaggedMmap.from_generator(tmp_path / "map", [None], 1, resume=True)
+    assert not (tmp_path / "map").exists()
+
+
+def test_resuming_takes_the_metadata_that_it_is_given(tmp_path: Path) -> None:
+    stop(RaggedMmap, tmp_path / "map", NEW[:1])
+    made = RaggedMmap.from_generator(tmp_path / "map", iter(NEW), 2, resume=True, metadata={"split": "train"})
+    assert made.metadata == {"split": "train"}
+
+
+def test_an_empty_map_that_was_not_synced_is_synced_by_flush(tmp_path: Path) -> None:
+    RaggedMmap.from_lists(tmp_path / "map", [], sync=False).flush()
+    assert fields(tmp_path / "map")["synced"] is True
+    assert sorted(tree(tmp_path / "map")) == [".lock", "manifest.json"]

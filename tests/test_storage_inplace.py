@@ -8,6 +8,8 @@ import pytest
 
 from faults import in_child, recorded
 from mmap_ninja import BytesMmap, DenseMmap, RaggedMmap, StringsMmap, np_open_existing, open_map
+from mmap_ninja._storage.lock import Lock
+from mmap_ninja.errors import MapLockedError
 from plain_reader import BLOCK, check, fields, same, values
 
 RNG = np.random.default_rng(9)
@@ -190,4 +192,14 @@ def test_a_zero_size_value(tmp_path: Path) -> None:
     m[0] = np.empty(0, np.int64)
     m.flush()
     assert same(open_map(tmp_path / "map")[:], [np.empty(0, np.int64), np.arange(2)])
+    check(tmp_path / "map")
+
+
+def test_a_flush_that_was_refused_is_done_by_the_next(tmp_path: Path) -> None:
+    m = RaggedMmap.from_lists(tmp_path / "map", [np.arange(5)] * 3)
+    m[0] = np.arange(5) + 1
+    with Lock(str(tmp_path / "map")), pytest.raises(MapLockedError):
+        m.flush()
+    assert recorded(m.flush).of("sync_data")
+    assert fields(tmp_path / "map")["files"]["data"]["checked"] is True
     check(tmp_path / "map")

@@ -15,7 +15,7 @@ import pytest
 from faults import exit_code, in_child, start_child
 from mmap_ninja import DenseMmap, RaggedMmap, np_extend_dir, np_open_existing, open_map
 from mmap_ninja._storage.lock import Lock
-from mmap_ninja.errors import MapChangedError, MapKindError, MapLockedError
+from mmap_ninja.errors import ArgumentTypeError, MapChangedError, MapKindError, MapLockedError
 from plain_reader import check, same
 
 OLD = [np.arange(3), np.arange(5)]
@@ -265,3 +265,13 @@ def test_the_lock_file_stays_the_same(m: RaggedMmap) -> None:
     m.append(OLD[0])
     RaggedMmap.from_lists(m.out_dir, OLD)
     assert (m.out_dir / ".lock").stat().st_ino == before
+
+
+@pytest.mark.parametrize("timeout", ["1", None, True])
+def test_a_timeout_that_is_no_number_leaves_no_descriptor(tmp_path: Path, timeout: object) -> None:
+    m = RaggedMmap.from_lists(tmp_path / "map", [np.arange(3)])
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(ArgumentTypeError, match="timeout is"):
+        m.append(np.arange(2), timeout=timeout)
+    assert os.listdir("/proc/self/fd") == before
+    m.append(np.arange(2))

@@ -16,7 +16,7 @@ from mmap_ninja.errors import ArgumentTypeError, SampleError, SampleTypeError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_JOINED = 32 * 1024  # below this mean size in bytes, one copy into one buffer is cheaper than a write for each
+JOINED = 32 * 1024  # below this mean size in bytes, one copy into one buffer is cheaper than a write for each
 
 _get_dtype = attrgetter("dtype")
 
@@ -87,7 +87,7 @@ def raw(array: Array) -> memoryview:
 def joined(arrays: Sequence[Array]) -> list[Buffer]:
     """The bytes of many arrays, end to end."""
     size = sum(map(attrgetter("nbytes"), arrays))
-    if size >= _JOINED * len(arrays):
+    if size >= JOINED * len(arrays):
         return [raw(array) for array in arrays if array.nbytes]
     try:
         return [b"".join(arrays)]  # type: ignore[arg-type]

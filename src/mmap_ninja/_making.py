@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 from mmap_ninja import _ingest
 from mmap_ninja._encode import asked_for
-from mmap_ninja._reading import AnyPath, check_mode
+from mmap_ninja._reading import AnyPath, check_mode, folder_of
 from mmap_ninja._storage.build import Build
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.manifest import Manifest
@@ -131,7 +130,7 @@ class Making(Writing):
         timeout: float = 0.0,
     ) -> Any:
         """Make a map of `batches(start)`, the samples from number `start` on, each checked before it is written."""
-        folder = os.path.abspath(out_dir)
+        folder = folder_of(out_dir)
         plan.check(cls)
         with Build(folder, plan.template, plan.keys(), resume=resume, timeout=timeout) as build:
             encode = cls._encoder(build.dictionary(), plan.dictionary_size)

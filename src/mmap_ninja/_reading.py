@@ -66,9 +66,10 @@ class Reading(ABC):
         copy_before_wrapper_fn: bool,
         keys: Keys = DEFAULT_KEYS,
     ) -> None:
-        self.mode, self._given_path = check_mode(mode), os.fspath(out_dir)
+        self.mode, self._folder = check_mode(mode), folder_of(out_dir)
+        self._given_path = os.fspath(out_dir)
         self.wrapper_fn, self.copy_before_wrapper_fn = wrapper_fn, copy_before_wrapper_fn
-        self._folder, self._keys = os.path.abspath(out_dir), keys
+        self._keys = keys
         self._change = threading.RLock()  # one change at a time through this handle
         try:
             self._load(open_snapshot(self._folder, keys))
@@ -92,8 +93,8 @@ class Reading(ABC):
             read = _wrapped(stored, self.wrapper_fn, self.copy_before_wrapper_fn)
         # In this order: a thread that sees the new length can already read the new samples.
         self._read, self._stored, self._snapshot = read, stored, snapshot
-        if snapshot is not None and snapshot.manifest.building is not None:
-            _warn_part_built(snapshot)
+        if snapshot is not None:
+            warn_if_part_built(snapshot)
 
     def _state(self) -> Snapshot | None:
         """The state that this handle sees, None where there is no map yet."""
@@ -266,6 +267,19 @@ class Reading(ABC):
         return merged(starts, starts + sizes)
 
 
+def folder_of(path: AnyPath) -> str:
+    """The absolute path of a map's folder; refuses what can be no path."""
+    try:
+        given = os.fspath(path)
+    except TypeError:
+        raise ArgumentTypeError(f"the path of a map is a str or a Path, not {path!r}") from None
+    if not isinstance(given, str):
+        raise ArgumentTypeError(f"the path of a map is a str or a Path, not {path!r}")
+    if not given or "\0" in given:
+        raise ArgumentError(f"the path of a map cannot be {given!r}")
+    return os.path.abspath(given)
+
+
 def check_mode(mode: str) -> str:
     """Refuse a mode that no map has."""
     if mode not in _READ_MODES + WRITE_MODES:
@@ -320,7 +334,10 @@ def _reopen(cls: type[Any], folder: str, options: Mapping[str, Any], seen: tuple
     return opened
 
 
-def _warn_part_built(snapshot: Snapshot) -> None:
+def warn_if_part_built(snapshot: Snapshot) -> None:
+    """Tell the user of a map that was never finished."""
+    if snapshot.manifest.building is None:
+        return
     warn(
         f"the map at {snapshot.folder} was never finished: it has the {snapshot.length} samples that were converted "
         "so far; run the conversion again with resume=True to finish it",

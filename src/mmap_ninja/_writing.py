@@ -15,12 +15,13 @@ import numpy as np
 
 from mmap_ninja._encode import Array
 from mmap_ninja._reading import WRITE_MODES, Reading
-from mmap_ninja._storage.build import Build, writing
+from mmap_ninja._storage.build import change_map, writing
 from mmap_ninja._storage.inplace import InPlace
 from mmap_ninja._storage.manifest import Manifest
 from mmap_ninja._storage.snapshot import Snapshot
 from mmap_ninja._storage.writer import Batch, Writer
 from mmap_ninja.errors import (
+    ArgumentError,
     ArgumentTypeError,
     MapChangedError,
     MapKindError,
@@ -30,6 +31,8 @@ from mmap_ninja.errors import (
     SyncError,
 )
 from mmap_ninja.indexing import is_single, position, positions
+
+_MOST_METADATA = 500_000  # characters; indented, the manifest stays below its 1 MiB
 
 Samples = Sequence[Any] | Array
 Encoder = Callable[[Manifest, Samples], Batch]
@@ -61,13 +64,13 @@ class Writing(Reading):
         When the call returns, they are durable; with `sync=False` they are safe against a kill of the process, and
         against a power cut once the kernel has written them back, or after `flush`. `timeout` is how many seconds
         to wait for another writer. Raises `SampleError`, `SampleTypeError`, `MapLockedError`, `MapChangedError`,
-        `OSError`; then no sample was added.
+        `OSError`; then no sample was added, unless a `SyncError` says that they are there and may not last.
         """
         self._extend(many(samples), sync=sync, timeout=timeout)
 
     def _extend(self, samples: Samples, *, sync: bool, timeout: float) -> None:
         with self._change:
-            self._renew_checksums()
+            self._renew_checksums(timeout)
             snapshot = self._opened()
             if len(samples) == 0:
                 return
@@ -132,16 +135,16 @@ class Writing(Reading):
             if self._is_unsynced:
                 with self._writer(self._opened()) as writer:
                     if not writer.state.synced:
-                        writer.change(sync=True)
+                        change_map(writer)
                 self._load(Snapshot(self._folder, writer.state, len(self)))
                 self._is_unsynced = False
 
-    def _renew_checksums(self) -> None:
+    def _renew_checksums(self, timeout: float = 0.0) -> None:
         """Vouch again for what was assigned in place."""
         if self._patches is not None:
-            patches, self._patches = self._patches, None
-            with self._writer(self._opened()) as writer:
-                patches.finish(writer)
+            with self._writer(self._opened(), timeout) as writer:
+                self._patches.finish(writer)
+            self._patches = None
             self._load(Snapshot(self._folder, writer.state, len(self)))
 
     def close(self) -> None:
@@ -165,11 +168,7 @@ class Writing(Reading):
             if snapshot is None:
                 raise MapNotFoundError(f"there is no map at {self._folder} yet; append the first sample before that")
             with self._writer(snapshot) as writer:
-                if isinstance(writer, Build):
-                    writer.state = writer.state.with_metadata(checked)
-                    writer.finish()
-                else:
-                    writer.change(metadata=checked)
+                change_map(writer, metadata=checked)
             self._load(Snapshot(self._folder, writer.state))
 
 
@@ -188,10 +187,13 @@ def many(samples: Any) -> Samples:
 def json_values(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
     """The user's metadata, if it is a mapping that JSON can hold."""
     try:
-        copied: dict[str, Any] = json.loads(json.dumps(dict(metadata), allow_nan=False))
-        return MappingProxyType(copied)
+        text = json.dumps(dict(metadata), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ArgumentTypeError(f"metadata has to be a dict of JSON values: {error}") from None
+    if len(text) > _MOST_METADATA:
+        raise ArgumentError(f"metadata has {len(text)} characters, at most {_MOST_METADATA}; keep less in `metadata`")
+    copied: dict[str, Any] = json.loads(text)
+    return MappingProxyType(copied)
 
 
 def _assigned(index: Any, value: Any, length: int) -> Iterator[tuple[int, Any]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from copy import copy
 from typing import Any
 
 from mmap_ninja import _ingest
 from mmap_ninja._making import Making
-from mmap_ninja._reading import AnyPath
+from mmap_ninja._reading import AnyPath, folder_of
 from mmap_ninja._storage.disk import make_folder
 from mmap_ninja._storage.snapshot import find
 from mmap_ninja.errors import MapNotFoundError
@@ -66,7 +65,7 @@ def open_map(
 
     Raises `MapNotFoundError` where there is none, `MapCorruptError` where it is damaged.
     """
-    folder = os.path.abspath(path)
+    folder = folder_of(path)
     manifest = find(folder)
     if manifest is None:
         raise MapNotFoundError(f"there is no map at {folder}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mmap_ninja._encode import Array, numbered
+from mmap_ninja._encode import JOINED, Array, numbered
+from mmap_ninja._ingest import chunks, progress
 from mmap_ninja._making import Plan, template
 from mmap_ninja._reading import AnyPath, check_window, part
 from mmap_ninja._storage.disk import Buffer
@@ -28,7 +29,7 @@ from mmap_ninja.errors import (
 )
 from mmap_ninja.indexing import out_of_range, position
 
-_JOINED = 32 * 1024  # below this mean size in bytes, one copy into one buffer is cheaper than a write for each
+_SHOWN_AT_ONCE = 1024  # samples between two looks at a progress bar
 
 
 class BytesMmap(Mmap):
@@ -91,7 +92,9 @@ class BytesMmap(Mmap):
         cls, out_dir: AnyPath, samples: Any, plan: Plan, *, verbose: bool, sync: bool, timeout: float
     ) -> Any:
         checked = many(samples)
-        batches = [_shown(checked, verbose)] if len(checked) else []
+        batches: Iterable[Samples] = [checked] if len(checked) else []
+        if verbose and plan.dictionary_size is None:  # a dictionary is trained on all samples at once
+            batches = chunks(progress(checked, verbose, len(checked)), _SHOWN_AT_ONCE)
         return cls._build(out_dir, lambda start: batches, plan, sync=sync, timeout=timeout)
 
     @classmethod
@@ -178,12 +181,6 @@ def _check_dictionary_size(size: int, level: int | None) -> None:
         raise ArgumentError(f"zstd_train_dictionary_size is {size}, expected at least 256 bytes")
 
 
-def _shown(samples: Samples, verbose: bool) -> Samples:
-    from mmap_ninja._ingest import progress
-
-    return list(progress(samples, True, len(samples))) if verbose else samples
-
-
 def _codec(snapshot: Snapshot) -> Zstd | None:
     codec = snapshot.manifest.codec
     return None if codec is None else Zstd(codec.level, snapshot.dictionary)
@@ -236,7 +233,7 @@ class BytesEncoder:
         starts = np.zeros(len(raw), np.int64)
         starts[1:] = columns[0][:-1].cumsum()
         total = int(columns[0].sum())
-        chunks: list[Buffer] = [b"".join(stored)] if total < _JOINED * len(stored) else [b for b in stored if b]
+        chunks: list[Buffer] = [b"".join(stored)] if total < JOINED * len(stored) else [b for b in stored if b]
         return Batch(len(raw), chunks, np.stack([starts, *columns], axis=1), dictionary=trained)
 
 

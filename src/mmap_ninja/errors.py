@@ -26,7 +26,7 @@ class MapPathError(MmapNinjaError, NotADirectoryError):
 
 
 class MapPermissionError(MmapNinjaError, PermissionError):
-    """A file of a map may not be read."""
+    """A file or folder of a map may not be read, or not be written."""
 
 
 class MapCorruptError(MmapNinjaError, ValueError):
@@ -62,7 +62,10 @@ class PartBuiltError(MmapNinjaError, RuntimeError):
 
 
 class SyncError(MmapNinjaError, OSError):
-    """The operating system could not make written data durable; the call's samples are not committed."""
+    """The operating system could not make written data durable; the handle refuses to write any more.
+
+    No sample was committed, unless the message says that the new state is visible.
+    """
 
 
 class ForeignFileError(MmapNinjaError, FileExistsError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mmap_ninja._reading import AnyPath
+from mmap_ninja._reading import AnyPath, check_mode
 from mmap_ninja.base import Wrapped, open_map
 from mmap_ninja.dense import DenseMmap
 from mmap_ninja.numpy import open_existing as open_memmap
@@ -19,6 +19,7 @@ def open_existing(out_dir: AnyPath, wrapper_fn: Callable[[Any], Any] | None = No
     `open_map` gives a map object in every case. Raises `MapNotFoundError`, `MapCorruptError`, and `MapKindError`
     (a `ValueError`) for a kind that nobody knows.
     """
+    check_mode(mode)
     opened = open_map(out_dir)
     data: Any = opened
     if isinstance(opened, DenseMmap):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mmap_ninja.errors import IndexTypeError, SampleIndexError
+from mmap_ninja.errors import ArgumentError, IndexTypeError, SampleIndexError
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -79,6 +79,8 @@ def checked(index: slice) -> slice:
     for part in (index.start, index.stop, index.step):
         if part is not None and not is_single(part):
             raise _wrong_type(index)
+    if index.step is not None and operator.index(index.step) == 0:
+        raise ArgumentError("the step of a slice cannot be 0")
     return index
 
 

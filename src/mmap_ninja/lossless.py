@@ -49,8 +49,9 @@ def fit(sample: Any, array: Array, dtype: np.dtype[Any], rounding: bool) -> Arra
             rounded, near = _cast(array, dtype, True)
             if near.all() and _only_floats_round(sample, kept):
                 return rounded
+        can_round = not rounding and bool(_cast(array, dtype, True)[1].all())
     value = array.reshape(-1)[~kept.reshape(-1)][0]
-    remedy = "; dtype= at creation allows rounding" if _is_float(dtype) and not rounding else ""
+    remedy = "; dtype= at creation allows rounding" if can_round else ""
     raise SampleError(f"the {array.dtype} value {value} cannot be stored exactly as {dtype}{remedy}")
 
 
@@ -75,7 +76,8 @@ def _check_parts(sample: Any, array: Array) -> None:
     if any(leaf is np.ma.masked for leaf in leaves):
         raise SampleTypeError("a masked array would lose its mask; fill it first")
     types = set(map(type, leaves))
-    if len(types) <= 1 and not (types == {int} and array.dtype.kind not in _INTEGERS):
+    is_text = array.dtype.kind in "US"  # of which numpy drops trailing zeros
+    if len(types) <= 1 and not is_text and not (types == {int} and array.dtype.kind not in _INTEGERS):
         return
     for leaf, value in zip(leaves, array.reshape(-1).tolist(), strict=True):
         exact = leaf.item() if isinstance(leaf, np.generic) else leaf
@@ -132,7 +134,9 @@ def _cast(array: Array, dtype: np.dtype[Any], rounding: bool) -> tuple[Array, Ar
     if array.dtype.kind in _INTEGERS:
         cast = array.astype(dtype)
         wide = _wide(cast)
-        return cast, np.asarray(np.isfinite(wide) if rounding and _is_float(dtype) else _equal_integers(wide, array))
+        if rounding and _is_float(dtype):
+            return cast, np.asarray(np.isfinite(wide) & (np.abs(array.astype(np.float64)) <= _largest(dtype)))
+        return cast, _equal_integers(wide, array)
     if dtype.kind in _INTEGERS:
         return _cast_to_integers(_wide(array), dtype)
     cast = array.astype(dtype)

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from mmap_ninja._reading import AnyPath
+from mmap_ninja._reading import AnyPath, folder_of, warn_if_part_built
 from mmap_ninja._storage.build import writing
 from mmap_ninja._storage.inplace import mark_unchecked
 from mmap_ninja._storage.manifest import DATA, DENSE, Manifest
@@ -41,7 +41,7 @@ class Memmap(np.memmap[Any, np.dtype[Any]]):
         self._id = getattr(obj, "_id", None)
 
     def __reduce__(self) -> Any:
-        if self._source is None:
+        if self._source is None or self._source[1] == "c":
             return np.array(self, copy=True, subok=False).__reduce__()
         return _reopen, self._source
 
@@ -55,7 +55,7 @@ class Memmap(np.memmap[Any, np.dtype[Any]]):
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = (), **options: Any) -> Any:
         """Calculate as plain arrays do, `memmap += 1` and `out=memmap` included."""
-        for array in out:
+        for array in inputs[:1] if method == "at" else out:
             if isinstance(array, Memmap):
                 array._let_write()
         if out:
@@ -64,8 +64,9 @@ class Memmap(np.memmap[Any, np.dtype[Any]]):
         return out[0] if len(out) == 1 else result
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        if func is np.copyto and isinstance(args[0], Memmap):
-            args[0]._let_write()
+        target = args[0] if args else kwargs.get("dst")
+        if func is np.copyto and isinstance(target, Memmap):
+            target._let_write()
         return super().__array_function__(func, types, args, kwargs)
 
 
@@ -93,7 +94,7 @@ def from_ndarray(out_dir: AnyPath, arr: Any) -> Memmap:
     Returns its samples as an `np.memmap` that takes assignments. What was in `out_dir` is replaced.
     """
     DenseMmap.from_ndarray(out_dir, arr)
-    return _mapped(os.path.abspath(out_dir), "armed")
+    return _mapped(folder_of(out_dir), "armed")
 
 
 def from_generator(
@@ -104,7 +105,7 @@ def from_generator(
     Further options are those of `DenseMmap.from_generator` (`resume`, `dtype`, ...). Returns an `np.memmap`.
     """
     DenseMmap.from_generator(out_dir, sample_generator, batch_size, verbose, **options)
-    return _mapped(os.path.abspath(out_dir), "armed")
+    return _mapped(folder_of(out_dir), "armed")
 
 
 def open_existing(out_dir: AnyPath, mode: str = "r") -> Memmap:
@@ -115,12 +116,12 @@ def open_existing(out_dir: AnyPath, mode: str = "r") -> Memmap:
     """
     if mode not in _MODES:
         raise ArgumentError(f"mode is {mode!r}, expected one of {_MODES}")
-    return _mapped(os.path.abspath(out_dir), mode)
+    return _mapped(folder_of(out_dir), mode)
 
 
 def extend_dir(out_dir: AnyPath, arr: Any, sync: bool = True, timeout: float = 0.0) -> None:
     """Add samples `(k, *sample_shape)` to the dense map in a folder, all of them or none; see `DenseMmap.extend`."""
-    open_snapshot(os.path.abspath(out_dir))  # raises where there is no map
+    open_snapshot(folder_of(out_dir))  # raises where there is no map
     with DenseMmap(out_dir) as dense:
         dense.extend(arr if isinstance(arr, np.ndarray | list) else np.asarray(arr), sync=sync, timeout=timeout)
 
@@ -152,6 +153,7 @@ def _dense_snapshot(folder: str) -> Snapshot:
 def _mapped(folder: str, mode: str, id: str | None = None, length: int | None = None) -> Memmap:
     """Map the data of a dense map; `"armed"` maps it for writing, but does not let anybody write yet."""
     snapshot = _dense_snapshot(folder)
+    warn_if_part_built(snapshot)
     if mode == "r+":
         with writing(folder, snapshot.manifest) as writer:
             if writer.state.length:
@@ -162,7 +164,14 @@ def _mapped(folder: str, mode: str, id: str | None = None, length: int | None = 
     if id is not None and (state.id != id or state.length < (length or 0)):
         raise MapChangedError(f"the map at {folder} was replaced since this memmap was pickled; open it again")
     length = state.length if length is None else length
-    memmap = _memmap(folder, state, "r+" if mode == "armed" and os.access(_data_path(folder, state), os.W_OK) else mode)
+    try:
+        memmap = _memmap(
+            folder, state, "r+" if mode == "armed" and os.access(_data_path(folder, state), os.W_OK) else mode
+        )
+    except FileNotFoundError:
+        if _dense_snapshot(folder).manifest == state:
+            raise
+        return _mapped(folder, mode, id, length)  # it was replaced between the two reads
     if length < len(memmap):
         memmap = cast(Memmap, memmap[:length])
     memmap._folder, memmap._id, memmap._source = folder, state.id, (folder, mode, state.id, length)
@@ -206,7 +215,7 @@ def _disarm(memmap: Memmap) -> None:
 
 
 def _reopen(folder: str, mode: str, id: str, length: int) -> Memmap:
-    return _mapped(folder, mode, id, length)
+    return _mapped(folder, "armed" if mode == "r+" else mode, id, length)  # many workers, one writer
 
 
 __all__: Sequence[str] = ["Memmap", "append", "extend", "extend_dir", "from_generator", "from_ndarray", "open_existing"]

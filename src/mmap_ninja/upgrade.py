@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 
-from mmap_ninja._reading import AnyPath
+from mmap_ninja._reading import AnyPath, folder_of
 from mmap_ninja._storage.build import writing
 from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
 from mmap_ninja._storage.snapshot import find
@@ -18,7 +17,7 @@ def upgrade(path: AnyPath, keys: Keys = DEFAULT_KEYS, timeout: float = 0.0) -> b
     Returns False where there is nothing to do. Durable, and complete or not begun, when the call ends; the data is
     read once. Raises `MapNotFoundError`, `MapCorruptError`, `MapLockedError`.
     """
-    folder = os.path.abspath(path)
+    folder = folder_of(path)
     manifest = find(folder, keys)
     if manifest is None:
         raise MapNotFoundError(f"there is no map at {folder}")

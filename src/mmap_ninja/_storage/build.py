@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import MappingProxyType, TracebackType
+from typing import Any
 
 from mmap_ninja._storage import disk
 from mmap_ninja._storage.commit import Appends, Opened, append, publish, remove_files, write_manifest
@@ -34,6 +35,7 @@ from mmap_ninja.errors import (
     ForeignFileError,
     MapChangedError,
     MapCorruptError,
+    MapKindError,
     PartBuiltError,
     SyncError,
     UpgradeWarning,
@@ -70,6 +72,8 @@ def writing(
                 f"{folder} was never finished ({manifest.length} samples so far); finish it with resume=True"
             )
         remove_files(folder, manifest.obsolete)
+        if manifest.format_1 and manifest.kind != template.kind:
+            raise MapKindError(f"{folder} is a {manifest.kind} map, not a {template.kind} one")
         if manifest.format_1:
             manifest = upgrade(folder, manifest)
             warn(f"{folder} is a map of mmap_ninja 0.9.0; writing to it upgrades it to format 2", UpgradeWarning)
@@ -86,6 +90,15 @@ def _settle(folder: str) -> None:
     elif left is not None and manifest is not None and left.id == manifest.id:
         remove_files(folder, left.names() - manifest.names())
         disk.remove(folder, BUILDING)
+
+
+def change_map(writer: Writer, **fields: Any) -> None:
+    """Commit what a map says about itself, durably; an empty one is published anew."""
+    if isinstance(writer, Build):
+        writer.state = replace(writer.state, **fields)
+        writer.finish()
+    else:
+        writer.change(**fields)
 
 
 class Build(Writer):
@@ -113,9 +126,9 @@ class Build(Writer):
         self._opened = Opened()
         self._is_resumable = lock is None  # a first `append` is done again, not resumed
         self._due = 0.0  # when the next manifest is written
-        if lock is None and (resume or os.path.exists(os.path.join(folder, LOCK))):
+        if lock is None and os.path.exists(os.path.join(folder, LOCK)):
             self._take_lock()  # a second writer has to hear of it before it converts anything
-        if resume:
+        if resume and os.path.exists(os.path.join(folder, BUILDING)):
             self._begin(resume=True)
 
     def _take_lock(self) -> None:
@@ -133,8 +146,9 @@ class Build(Writer):
             unfinished = _unfinished(self.folder)
             if self._replaced is not None:
                 remove_files(self.folder, self._replaced.obsolete)
-            if resume and unfinished is not None and not _of_upgrade(unfinished):
-                remove_files(self.folder, set(unfinished.obsolete))
+            if resume and unfinished is not None and unfinished.files and not _of_upgrade(unfinished):
+                kept = set() if self._replaced is None else self._replaced.names()
+                remove_files(self.folder, set(unfinished.obsolete) - kept)
                 self.state = _resumed(self.folder, unfinished, self.state)
             else:
                 self.state = self._reserved(self.folder, self.state, unfinished)
@@ -266,7 +280,13 @@ def _resumed(folder: str, unfinished: Manifest, template: Manifest) -> Manifest:
     if template.dtype is not None and template.dtype_given and template.dtype != unfinished.dtype:
         raise ArgumentError(f"{folder} holds an unfinished map of {unfinished.dtype}, not {template.dtype}")
     open_snapshot(folder, state=unfinished)
-    return replace(unfinished, building=Building(boot_id()))
+    return replace(
+        unfinished,
+        building=Building(boot_id()),
+        obsolete=(),
+        dtype_given=unfinished.dtype_given or template.dtype_given,
+        metadata=template.metadata or unfinished.metadata,
+    )
 
 
 def _roles(template: Manifest) -> list[str]:

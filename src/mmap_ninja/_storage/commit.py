@@ -25,6 +25,7 @@ from mmap_ninja._storage import disk
 from mmap_ninja._storage.disk import Buffer
 from mmap_ninja._storage.flatfile import BLOCK, appended, npy_header
 from mmap_ninja._storage.manifest import BUILDING, DICTIONARY, INDEX, MANIFEST, File, Manifest, encode
+from mmap_ninja.errors import SyncError
 
 Appends = Mapping[str, Sequence[Buffer]]
 
@@ -44,9 +45,12 @@ class Opened(dict[str, int]):
             disk.sync_data(fd)
 
     def close(self) -> None:
-        """Close all; a second call does nothing."""
-        while self:
-            disk.close(self.popitem()[1])
+        """Close all, also if closing one fails; a second call does nothing."""
+        if self:
+            try:
+                disk.close(self.popitem()[1])
+            finally:
+                self.close()
 
     def __enter__(self) -> Opened:
         return self
@@ -92,7 +96,18 @@ def write_manifest(folder: str, state: Manifest, to: str, *, sync: bool) -> None
         disk.close(fd)
     disk.replace(path + ".new", path)
     if sync:
+        _sync_name(folder, to)
+
+
+def _sync_name(folder: str, to: str) -> None:
+    """Make a rename durable; if that fails, what was renamed is there all the same."""
+    try:
         disk.sync_folder(folder)
+    except SyncError as error:
+        if to != MANIFEST:
+            raise
+        what = f"{error.strerror}; the new state of {folder} is visible, but may not survive a power cut"
+        raise SyncError(error.errno, what) from error
 
 
 def sync_files(folder: str, state: Manifest, opened: Opened) -> None:
@@ -118,7 +133,7 @@ def publish(folder: str, state: Manifest, opened: Opened, *, sync: bool) -> None
     write_manifest(folder, state, BUILDING, sync=sync)
     disk.replace(os.path.join(folder, BUILDING), os.path.join(folder, MANIFEST))
     if sync:
-        disk.sync_folder(folder)
+        _sync_name(folder, MANIFEST)
     remove_files(folder, state.obsolete)
 
 

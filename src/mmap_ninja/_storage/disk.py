@@ -66,17 +66,26 @@ def make_folder(path: str) -> None:
             os.mkdir(folder)
         except FileExistsError:  # made by somebody else meanwhile
             continue
+        except PermissionError as error:
+            raise MapPermissionError(error.errno, "no permission to make this folder", folder) from error
         sync_folder(os.path.dirname(folder) or ".")
 
 
 def create_temporary(path: str) -> int:
     """Create a file of which nobody needs the old content: it is never mapped and never read in place."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | _BASE_FLAGS, 0o666)
+    return _open_to_change(path, os.O_CREAT | os.O_TRUNC)
 
 
 def open_to_write(path: str, create: bool = False) -> int:
     """Open a file to write to it in place; `create` makes one that is missing, and never cuts one that is there."""
-    return os.open(path, os.O_RDWR | (os.O_CREAT if create else 0) | _BASE_FLAGS, 0o666)
+    return _open_to_change(path, os.O_CREAT if create else 0)
+
+
+def _open_to_change(path: str, flags: int) -> int:
+    try:
+        return os.open(path, os.O_RDWR | flags | _BASE_FLAGS, 0o666)
+    except PermissionError as error:
+        raise MapPermissionError(error.errno, "no permission to write this part of a map", path) from error
 
 
 def close(fd: int) -> None:
@@ -123,7 +132,7 @@ def sync_data(fd: int) -> None:
     try:
         os.fdatasync(fd) if hasattr(os, "fdatasync") else _full_sync(fd)
     except OSError as error:
-        raise SyncError(error.errno, f"a sync failed, nothing was committed: {error.strerror}") from error
+        raise SyncError(error.errno, f"a sync failed: {error.strerror}") from error
 
 
 def sync(fd: int) -> None:
@@ -131,7 +140,7 @@ def sync(fd: int) -> None:
     try:
         _full_sync(fd)
     except OSError as error:
-        raise SyncError(error.errno, f"a sync failed, nothing was committed: {error.strerror}") from error
+        raise SyncError(error.errno, f"a sync failed: {error.strerror}") from error
 
 
 def sync_folder(path: str) -> None:

@@ -127,12 +127,13 @@ class FlatColumns(_Columns):
 class ShapeColumns(_Columns):
     """Samples of any number of axes: their shapes lie end to end, from `[begins[i]` to `ends[i])`."""
 
-    __slots__ = ("_begins", "_ends")
+    __slots__ = ("_begins", "_ends", "_ndim")
 
     def __init__(self, columns: Mapping[str, memoryview]) -> None:
         starts, counts = columns["starts"], columns["counts"]
         begins, ends, values = columns["shape_starts"], columns["shape_ends"], columns["shape_values"]
         self._begins, self._ends = _column(begins), _column(ends)
+        self._ndim: int | None = None
 
         def row(i: int) -> tuple[int, ...]:
             at = 8 * i
@@ -149,8 +150,10 @@ class ShapeColumns(_Columns):
 
     @property
     def ndim(self) -> int:
-        """The most axes that a sample has; reads the whole index."""
-        return max(0, min(int((self._ends - self._begins).max(initial=0)), _MAX_AXES))
+        """The most axes that a sample has; reads the whole index, once."""
+        if self._ndim is None:
+            self._ndim = max(0, min(int((self._ends - self._begins).max(initial=0)), _MAX_AXES))
+        return self._ndim
 
     def table(self, first: int, stop: int) -> Table:
         table = np.full((stop - first, 1 + self.ndim), MISSING, np.int64)

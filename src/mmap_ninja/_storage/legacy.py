@@ -35,7 +35,6 @@ from mmap_ninja._storage.manifest import (
 from mmap_ninja.errors import MapCorruptError, MapKindError
 
 KIND = "type.ninja"
-_NO_ID = "0" * 32  # a folder of format 1 has none
 _SMALL = 4096
 _DENSE_FILES = ("data.ninja", "dtype.ninja", "shape.ninja", "order.ninja", KIND)
 
@@ -77,11 +76,18 @@ def read(folder: str, keys: Keys) -> Manifest | None:
     raise MapKindError(f"{folder} holds an unknown kind of map, {kind!r}")
 
 
+def _id(folder: str) -> str:
+    """A name for a map that has none: that of its data file, which stays when the folder is upgraded."""
+    path = os.path.join(folder, "data.ninja")
+    status = os.stat(path, follow_symlinks=False)
+    return f"{status.st_dev % 2**64:016x}{status.st_ino % 2**64:016x}"
+
+
 def _dense(folder: str) -> Manifest:
     array = _array(folder, "")
     return Manifest(
         kind=DENSE,
-        id=_NO_ID,
+        id=_id(folder),
         length=array.shape[0],
         dtype=array.dtype,
         sample_shape=array.shape[1:],
@@ -114,7 +120,7 @@ def _ragged(folder: str, keys: Keys) -> Manifest:
     _check_end(folder, ends, math.prod(data.shape))
     return Manifest(
         kind=RAGGED,
-        id=_NO_ID,
+        id=_id(folder),
         length=starts.shape[0],
         dtype=data.dtype,
         ndim=1,
@@ -143,7 +149,7 @@ def _strings(folder: str, keys: Keys) -> Manifest:
     _check_end(folder, ends, files[DATA].size)
     return Manifest(
         kind=STRINGS,
-        id=_NO_ID,
+        id=_id(folder),
         length=starts.shape[0],
         dtype=np.dtype(np.uint8),
         ndim=1,

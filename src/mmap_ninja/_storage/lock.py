@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from mmap_ninja._storage import disk
-from mmap_ninja.errors import MapLockedError
+from mmap_ninja.errors import ArgumentTypeError, MapLockedError
 
 _flock: Callable[[int, int], None] | None
 try:
@@ -41,13 +41,21 @@ class Lock:
     """
 
     def __init__(self, folder: str, timeout: float = 0.0) -> None:
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+            raise ArgumentTypeError(f"timeout is {timeout!r}, expected a number of seconds")
         self._owner = os.getpid()
         self._fd: int | None = disk.open_to_write(os.path.join(folder, LOCK), create=True)
         _held.add(self._fd)
+        try:
+            self._wait(folder, timeout)
+        except BaseException:
+            self.release()
+            raise
+
+    def _wait(self, folder: str, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while not self._try():
             if time.monotonic() >= deadline:
-                self.release()
                 raise MapLockedError(
                     f"{folder} is being written by another process or handle; wait for it with timeout=seconds"
                 )

@@ -115,10 +115,6 @@ class Manifest:
             return set(self.format_1)
         return {name for file in self.files.values() for name in (file.name, file.crc_name)}
 
-    def with_metadata(self, metadata: Mapping[str, Any]) -> Manifest:
-        """The same state with other metadata of the user."""
-        return replace(self, metadata=metadata)
-
     def takes_same(self, other: Manifest) -> bool:
         """Whether a batch that was made for one of these states fits the other as it is."""
         return all(

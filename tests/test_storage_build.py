@@ -363,3 +363,13 @@ def test_an_empty_map_that_was_not_synced_is_synced_by_flush(tmp_path: Path) -> 
     RaggedMmap.from_lists(tmp_path / "map", [], sync=False).flush()
     assert fields(tmp_path / "map")["synced"] is True
     assert sorted(tree(tmp_path / "map")) == [".lock", "manifest.json"]
+
+
+@pytest.mark.parametrize("name", ["manifest.json.new", "building.json.new"])
+def test_a_foreign_file_where_the_next_manifest_goes(tmp_path: Path, name: str) -> None:
+    m = RaggedMmap.from_lists(tmp_path / "map", OLD)
+    (tmp_path / "map" / name).write_bytes(b"not ours")
+    with pytest.raises(ForeignFileError, match=name):
+        m.append(NEW[0]) if name.startswith("manifest") else RaggedMmap.from_lists(tmp_path / "map", NEW)
+    assert (tmp_path / "map" / name).read_bytes() == b"not ours"
+    assert same(open_map(tmp_path / "map")[:], OLD)

@@ -24,7 +24,7 @@ import numpy as np
 from mmap_ninja._storage import disk
 from mmap_ninja._storage.disk import Buffer
 from mmap_ninja._storage.flatfile import BLOCK, appended, npy_header
-from mmap_ninja._storage.manifest import BUILDING, DICTIONARY, INDEX, MANIFEST, File, Manifest, encode
+from mmap_ninja._storage.manifest import BUILDING, DICTIONARY, INDEX, MANIFEST, PREFIX, File, Manifest, encode
 from mmap_ninja.errors import SyncError
 
 Appends = Mapping[str, Sequence[Buffer]]
@@ -87,7 +87,7 @@ def commit(folder: str, state: Manifest, appends: Appends, *, sync: bool = True)
 def write_manifest(folder: str, state: Manifest, to: str, *, sync: bool) -> None:
     """Put a manifest in the place of the old one."""
     path = os.path.join(folder, to)
-    fd = disk.create_temporary(path + ".new")
+    fd = disk.create_temporary(path + ".new", PREFIX)
     try:
         disk.write_at(fd, [encode(state)], 0)
         if sync:

@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Sequence
 
-from mmap_ninja.errors import MapCorruptError, MapPathError, MapPermissionError, SyncError
+from mmap_ninja.errors import ForeignFileError, MapCorruptError, MapPathError, MapPermissionError, SyncError
 
 try:
     import fcntl
@@ -71,8 +71,17 @@ def make_folder(path: str) -> None:
         sync_folder(os.path.dirname(folder) or ".")
 
 
-def create_temporary(path: str) -> int:
-    """Create a file of which nobody needs the old content: it is never mapped and never read in place."""
+def create_temporary(path: str, start: bytes) -> int:
+    """Create a file that is never mapped and never read in place, such as the next manifest.
+
+    One that is there is written over if it is a leftover of ours: it begins as `start` does, or with nothing.
+    """
+    try:
+        return _open_to_change(path, os.O_CREAT | os.O_EXCL)
+    except FileExistsError:
+        found = read_small(path, _SMALL)[: len(start)]
+        if found != start[: len(found)] and any(found):
+            raise ForeignFileError(f"{path} is not of a map, but has the name of one of its files") from None
     return _open_to_change(path, os.O_CREAT | os.O_TRUNC)
 
 
@@ -93,6 +102,7 @@ def close(fd: int) -> None:
     os.close(fd)
 
 
+_SMALL = 1 << 20
 _AT_ONCE = 1024  # buffers in one call: IOV_MAX on Linux and macOS
 
 

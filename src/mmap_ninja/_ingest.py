@@ -78,7 +78,6 @@ def from_iterable(samples: Iterable[Any], start: int, verbose: bool, size: int) 
 def from_indexable(indexable: Any, start: int, n_jobs: int | None, verbose: bool, batch_size: int) -> Iterator[Any]:
     """`indexable[i]`, or `indexable(i)`, for i from `start` until its length, or its first `IndexError`."""
     load, total = loader(indexable), length_of(indexable)
-    check_jobs(n_jobs)
     if n_jobs in (None, 1):
         samples = _one_by_one(load, start, total)
     else:

@@ -214,11 +214,11 @@ class Reading(ABC):
 
     def _bytes(self, snapshot: Snapshot) -> memoryview:
         """The stored bytes of all samples that this handle sees."""
-        if snapshot.length in (0, snapshot.manifest.length):
-            return snapshot.data.bytes[: snapshot.length and None]
+        if snapshot.length == snapshot.manifest.length:
+            return snapshot.data.bytes
         starts, sizes = self._places(snapshot)
-        itemsize = 1 if snapshot.manifest.dtype is None else snapshot.manifest.dtype.itemsize
-        return snapshot.data.bytes[: int(starts[-1] + sizes[-1]) * itemsize]
+        end = int(starts[-1] + sizes[-1]) if len(starts) else 0
+        return snapshot.data.bytes[: end * snapshot.manifest.itemsize]
 
     @property
     def starts(self) -> Array:
@@ -262,7 +262,7 @@ class Reading(ABC):
 
     def _ranges(self, snapshot: Snapshot, found: Positions) -> Iterable[tuple[int, int]]:
         """The ranges of bytes that these samples lie in, neighbours joined."""
-        itemsize = 1 if snapshot.manifest.dtype is None else snapshot.manifest.dtype.itemsize
+        itemsize = snapshot.manifest.itemsize
         starts, sizes = (column[found] * itemsize for column in self._places(snapshot))
         return merged(starts, starts + sizes)
 

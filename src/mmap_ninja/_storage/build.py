@@ -29,7 +29,7 @@ from mmap_ninja._storage.manifest import (
 )
 from mmap_ninja._storage.snapshot import boot_id, find, find_finished, open_snapshot, read_json
 from mmap_ninja._storage.upgrade import upgrade
-from mmap_ninja._storage.writer import Batch, Writer, file_name, numbers
+from mmap_ninja._storage.writer import Batch, Writer, file_name, numbers, taken_names
 from mmap_ninja.errors import (
     ArgumentError,
     ForeignFileError,
@@ -298,13 +298,9 @@ def _free_number(folder: str, roles: Iterable[str], known: set[str]) -> int:
     """The number in the names of new files: never one that was used here before."""
     number = max(numbers(known), default=0) + 1
     is_ours = bool(known) or os.path.lexists(os.path.join(folder, BUILDING))
-    while True:
-        files = [File(file_name(role, number)) for role in roles]
-        names = [name for file in files for name in (file.name, file.crc_name)]
-        taken = [name for name in names if os.path.lexists(os.path.join(folder, name))]
-        if not taken:
-            return number
+    while taken := taken_names(folder, roles, number):
         if not is_ours:
             path = os.path.join(folder, taken[0])
             raise ForeignFileError(f"{path} is not of a map, but has the name of one of its files")
         number += 1
+    return number

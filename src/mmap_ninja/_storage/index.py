@@ -12,7 +12,7 @@ beyond it `OUT_OF_RANGE` is raised.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from struct import Struct
 from struct import error as struct_error
@@ -31,6 +31,7 @@ OUT_OF_RANGE = (struct_error, OverflowError)
 
 MISSING = -1  # an axis that a sample of a mixed map does not have, a raw size that the index does not know
 _MAX_AXES = 64
+_ROWS_AT_ONCE = 1 << 16
 MISSING_IN_ROW = 2**64 - 1  # the same, as it reads in a row
 
 
@@ -193,6 +194,12 @@ def _scalar_row(i: int, start: int, count: int, shape: tuple[int, ...]) -> tuple
     if shape == (0,) and count == 1:
         return (start,)
     raise MapCorruptError(f"sample {i} has shape {shape} but {count} elements; {SALVAGE}")
+
+
+def tables(index: Index) -> Iterator[Table]:
+    """All rows, a bounded number of them at a time."""
+    for first in range(0, index.length, _ROWS_AT_ONCE):
+        yield index.table(first, min(first + _ROWS_AT_ONCE, index.length))
 
 
 def widened(table: Table, width: int) -> Table:

@@ -109,6 +109,11 @@ class Manifest:
         """Columns of the index: the start, the shape, and the raw size where samples are compressed."""
         return 1 + self.ndim + (self.codec is not None)
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element; 1 until there is a dtype."""
+        return 1 if self.dtype is None else self.dtype.itemsize
+
     def names(self) -> set[str]:
         """Every file that belongs to this state, checksums included."""
         if self.format_1:
@@ -130,7 +135,7 @@ class Manifest:
         if self.sample_shape is not None:
             return dtype, (self.length, *self.sample_shape)
         size = self.files[role].size if role in self.files else 0
-        return dtype, (size // max(dtype.itemsize, 1),)
+        return dtype, (size // dtype.itemsize,)
 
     def with_files(self, **files: File) -> Manifest:
         """The same state with some of its files replaced."""

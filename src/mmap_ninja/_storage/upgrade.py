@@ -20,12 +20,11 @@ from mmap_ninja._storage.commit import (
     write_manifest,
     write_rows,
 )
-from mmap_ninja._storage.index import MISSING, Index
+from mmap_ninja._storage.index import MISSING, Index, tables
 from mmap_ninja._storage.manifest import BUILDING, DATA, DENSE, DICTIONARY, INDEX, Building, File, Manifest
 from mmap_ninja._storage.snapshot import Snapshot, boot_id, read_json
 from mmap_ninja.errors import ForeignFileError, MapCorruptError
 
-_ROWS_AT_ONCE = 1 << 16
 _BYTES_AT_ONCE = 1 << 26
 
 
@@ -52,7 +51,7 @@ def upgrade(folder: str, old: Manifest) -> Manifest:
         state = _in_c_order(folder, state, snapshot)
     if INDEX in new:
         state = state.with_files(**{INDEX: with_header(state, INDEX)})
-        state = write_rows(folder, state, _tables(snapshot), sync=True)
+        state = write_rows(folder, state, _new_rows(snapshot), sync=True)
     gone = set(old.format_1) - {file.name for file in kept.values()}
     state = replace(state, generation=old.generation + 1, synced=True, obsolete=tuple(sorted(gone)))
     with Opened() as opened:
@@ -87,17 +86,15 @@ def _reserve(folder: str, old: Manifest, files: dict[str, File]) -> None:
 def _axes(index: Index) -> tuple[int, bool]:
     """How many axes the samples have, and whether some have fewer."""
     mixed = False
-    for first in range(0, index.length, _ROWS_AT_ONCE):
-        table = index.table(first, min(first + _ROWS_AT_ONCE, index.length))
+    for table in tables(index):
         mixed = mixed or bool((table[:, 1 : 1 + index.ndim] == MISSING).any())
     return index.ndim, mixed
 
 
-def _tables(snapshot: Snapshot) -> Iterator[np.ndarray[Any, Any]]:
+def _new_rows(snapshot: Snapshot) -> Iterator[np.ndarray[Any, Any]]:
     """The rows of the new index; where samples are compressed, with the raw sizes that their frames tell."""
     values = snapshot.data.bytes
-    for first in range(0, snapshot.length, _ROWS_AT_ONCE):
-        table = snapshot.index.table(first, min(first + _ROWS_AT_ONCE, snapshot.length))
+    for table in tables(snapshot.index):
         if snapshot.manifest.codec is not None:
             import zstandard
 

@@ -19,11 +19,9 @@ from mmap_ninja._storage.commit import (
     write_rows,
 )
 from mmap_ninja._storage.disk import Buffer
-from mmap_ninja._storage.index import widened
+from mmap_ninja._storage.index import tables, widened
 from mmap_ninja._storage.manifest import DATA, DICTIONARY, INDEX, File, Manifest
 from mmap_ninja._storage.snapshot import open_snapshot
-
-ROWS_AT_ONCE = 1 << 16  # of an index that is written anew, to bound memory
 
 _STEMS = {DATA: "data{}.npy", INDEX: "index{}.npy", DICTIONARY: "zstd{}.dict"}
 _NUMBER = re.compile(r"(?:data|index|zstd)(?:-([0-9]{1,9}))?\.(?:npy|crc|dict)")
@@ -58,6 +56,13 @@ def numbers(names: Iterable[str]) -> list[int]:
     """The numbers in those names that are of a map's files."""
     found = (_NUMBER.fullmatch(name) for name in names)
     return [int(match[1] or 1) for match in found if match]
+
+
+def taken_names(folder: str, roles: Iterable[str], number: int) -> list[str]:
+    """Which names of new files with this number, their checksums included, somebody has already."""
+    files = [File(file_name(role, number)) for role in roles]
+    names = [name for file in files for name in (file.name, file.crc_name)]
+    return [name for name in names if os.path.lexists(os.path.join(folder, name))]
 
 
 class Writer:
@@ -108,9 +113,8 @@ class Writer:
 
     def _placed(self, rows: np.ndarray[Any, Any], state: Manifest) -> Buffer:
         """The rows with their starts counted from the first value of the map."""
-        itemsize = 1 if state.dtype is None else max(state.dtype.itemsize, 1)
         placed = rows.astype("<i8")
-        placed[:, 0] += self.state.files[DATA].size // itemsize
+        placed[:, 0] += self.state.files[DATA].size // state.itemsize
         return placed.tobytes()
 
     def _wider_index(self, wide: Manifest, *, sync: bool) -> File:
@@ -121,15 +125,12 @@ class Writer:
         index = open_snapshot(self.folder, state=self.state).index
         state = replace(wide, length=self.state.length).with_files(**{INDEX: new})
         state = state.with_files(**{INDEX: with_header(state, INDEX)})
-        starts = range(0, index.length, ROWS_AT_ONCE)
-        tables = (widened(index.table(at, min(at + ROWS_AT_ONCE, index.length)), wide.width) for at in starts)
-        return write_rows(self.folder, state, tables, sync=sync).files[INDEX]
+        rows = (widened(table, wide.width) for table in tables(index))
+        return write_rows(self.folder, state, rows, sync=sync).files[INDEX]
 
     def _free_number(self) -> int:
         """The number of a new index, whose names nobody has."""
         number = numbers([self.state.files[INDEX].name])[0] + 1
-        while True:
-            file = File(file_name(INDEX, number))
-            if not any(os.path.lexists(os.path.join(self.folder, name)) for name in (file.name, file.crc_name)):
-                return number
+        while taken_names(self.folder, [INDEX], number):
             number += 1
+        return number

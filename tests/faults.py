@@ -18,6 +18,7 @@ CHANGES = (
     "open_to_write",
     "close",
     "write_at",
+    "cut",
     "sync_data",
     "sync",
     "sync_folder",
@@ -121,6 +122,8 @@ class Disk:
     def _described(self, name: str, args: tuple) -> Call:
         if name == "write_at":
             return Call(name, self._name(args[0]), args[2], sum(len(memoryview(chunk)) for chunk in args[1]))
+        if name == "cut":
+            return Call(name, self._name(args[0]), args[1])
         if name in ("close", "sync", "sync_data"):
             return Call(name, self._name(args[0]))
         if name == "remove":
@@ -130,6 +133,90 @@ class Disk:
     def _name(self, fd: int) -> str:
         """The name of an open file, also of one that was opened before this was installed."""
         return self._names.get(fd) or os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))
+
+
+SYSTEM_CALLS = (
+    "open",
+    "read",
+    "close",
+    "pwritev",
+    "ftruncate",
+    "fsync",
+    "fdatasync",
+    "replace",
+    "mkdir",
+    "unlink",
+    "rmdir",
+)
+
+
+class Os:
+    """The module `os` as `disk` sees it: notes the system calls, and lets one of them fail.
+
+    The call number `at` raises what `fault` makes: `"before"` it does anything, `"after"` it is done, or, a write,
+    `"short"`: it takes half of the bytes, and the next call fails, or none where there is no fault. A failing `close`
+    closes all the same, as Linux does.
+    """
+
+    def __init__(
+        self, at: int | None = None, fault: Callable[[], BaseException] | None = None, moment: str = "before"
+    ) -> None:
+        self.calls: list[tuple[str, str]] = []  # the function and the name of the file
+        self.has_fired = False
+        self._read: set[int] = set()  # descriptors
+        self._at, self._fault, self._moment = at, fault, moment
+
+    @contextmanager
+    def installed(self) -> Iterator["Os"]:
+        disk.os = self
+        try:
+            yield self
+        finally:
+            disk.os = os
+
+    def published(self) -> bool:
+        """Whether a manifest was put in its place."""
+        return ("replaced", "manifest.json") in self.calls
+
+    def __getattr__(self, name: str) -> object:
+        real = getattr(os, name)
+        return (lambda *args: self._call(name, real, args)) if name in SYSTEM_CALLS else real
+
+    def _call(self, name: str, real: Callable, args: tuple) -> object:
+        if name == "close" and args[0] in self._read:
+            self._read.discard(args[0])
+            return real(*args)
+        target = args[-1] if name == "replace" else args[0]
+        target = os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else target
+        at, is_look = len(self.calls), name == "open" and not args[1] & os.O_RDWR
+        self.calls.append(("open to read" if is_look else name, os.path.basename(target)))
+        is_struck = at == self._at
+        if is_struck and self._moment == "short":
+            assert name == "pwritev"
+            self.has_fired = True
+            if self._fault is not None:
+                self._at, self._moment = at + 1, "before"
+            raw = b"".join(args[1])
+            return real(args[0], [raw[: max(len(raw) // 2, 1)]], args[2])
+        if is_struck and self._moment == "before" and name != "close":
+            self._strike()
+        try:
+            result = real(*args)
+        except OSError:
+            if is_struck:
+                self._strike()
+            raise
+        if is_look:
+            self._read.add(result)
+        if name == "replace":
+            self.calls[at] = "replaced", os.path.basename(target)
+        if is_struck:
+            self._strike()
+        return result
+
+    def _strike(self) -> None:
+        self.has_fired = True
+        raise self._fault()
 
 
 def recorded(act: Callable[[], object]) -> Disk:

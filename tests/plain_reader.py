@@ -63,6 +63,7 @@ def check(folder: Path, name: str = "manifest.json") -> None:
         expected = [zlib.crc32(raw[at * BLOCK : (at + 1) * BLOCK]) for at in range(whole)]
         found = np.fromfile(folder / crc_name(file), "<u4", whole).tolist() if whole else []
         assert found == expected, file["name"]
+        assert file["blocks_crc"] == zlib.crc32(np.array(expected, "<u4").tobytes()), file["name"]
         assert file["tail_crc"] == zlib.crc32(raw[whole * BLOCK :]), file["name"]
 
 

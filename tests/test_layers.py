@@ -52,6 +52,7 @@ SAME_LEVEL = {
         ("_writing", "indexing"),
         ("_reading", "_encode"),
         ("_reading", "indexing"),
+        ("_storage", "codec"),  # format 1 did not write down how large a compressed sample is
         ("string", "binary"),  # a text is bytes in UTF-8
         ("generic", "numpy"),  # open_existing gives dense maps as np_open_existing does
         ("cli", CORE),  # the version

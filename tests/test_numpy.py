@@ -249,7 +249,7 @@ def test_pickle_keeps_the_length(path, memmap):
     mmap_ninja.np_extend_dir(path, ARRAY)
     assert np.array_equal(pickle.loads(raw), ARRAY)
     mmap_ninja.np_from_ndarray(path, ARRAY)
-    with pytest.raises(MapChangedError, match="was replaced since this memmap was pickled; open it again"):
+    with pytest.raises(MapChangedError, match="was replaced since this handle was made; open it again"):
         pickle.loads(raw)
 
 

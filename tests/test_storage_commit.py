@@ -1,5 +1,6 @@
 """The order of writes and syncs, read off the recorded calls."""
 
+import errno
 import os
 from collections.abc import Callable
 from itertools import groupby
@@ -8,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from faults import Call, Disk, recorded
+from faults import Call, Disk, recorded, tree
 from mmap_ninja import DenseMmap, RaggedMmap, StringsMmap, open_map
 from mmap_ninja._storage import disk
+from mmap_ninja.errors import DiskError
 from plain_reader import BLOCK, check, crc_name, fields, same, samples
 
 RNG = np.random.default_rng(11)
@@ -115,7 +117,7 @@ def test_a_build_syncs_once_at_its_end(tmp_path: Path) -> None:
     last = len(found) - 1 - next(k for k, (name, _) in enumerate(reversed(found)) if name == "sync_data")
     assert found[last:] == [
         ("sync_data", ["data.npy", "index.npy"]),
-        ("sync_folder", [FOLDER]),
+        ("sync_folder", sorted([FOLDER, tmp_path.name])),  # and the folder's own name
         ("write_at", ["building.json.new"]),
         ("sync", ["building.json.new"]),
         ("replace", ["building.json"]),
@@ -206,6 +208,69 @@ def test_no_file_is_opened_to_append_nor_cut(tmp_path: Path, monkeypatch: pytest
     assert {"data.npy", "index.npy", "data.crc"} < set(flags)
 
 
+def test_a_failed_extend_gives_its_room_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Down to the committed end, and not a byte further: that is mapped."""
+    m = RaggedMmap.from_lists(tmp_path / FOLDER, [RNG.random(200_000)])
+    before = tree(tmp_path / FOLDER)
+    for name in ("data.npy", "index.npy", "data.crc", "manifest.json.new"):
+        with monkeypatch.context() as patch:
+            patch.setattr(disk, "write_at", failing_write(name))
+            with pytest.raises(DiskError, match="cannot write this part of a map: No space") as caught:
+                m.extend([RNG.random(400_000), np.array([])])
+        assert (caught.value.errno, os.path.basename(caught.value.filename)) == (errno.ENOSPC, name)
+        assert tree(tmp_path / FOLDER) == before
+    m.append(RNG.random(300_000))
+    assert len(open_map(tmp_path / FOLDER)) == 2
+    check(tmp_path / FOLDER)
+
+
+def failing_write(name: str) -> Callable[..., None]:
+    """A `write_at` for which the disk is full half-way through the file of this name."""
+    real = disk.write_at
+
+    def write_at(fd: int, chunks: list, offset: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        if os.path.basename(path) != name:
+            return real(fd, chunks, offset)
+        raw = b"".join(chunks)
+        real(fd, [raw[: len(raw) // 2]], offset)
+        with disk.explained(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return write_at
+
+
+def test_a_failed_first_batch_gives_its_room_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "write_at", failing_write("data.crc"))
+        with pytest.raises(DiskError, match="No space"):
+            RaggedMmap.from_lists(tmp_path / FOLDER, [RNG.random(200_000)])
+    assert {len(raw) for name, raw in tree(tmp_path / FOLDER).items() if not name.endswith(".json")} == {0}
+    RaggedMmap.from_lists(tmp_path / FOLDER, OLD)
+    check(tmp_path / FOLDER)
+
+
+def test_a_sweep_that_fails_does_not_fail_the_commit(m: RaggedMmap, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The samples are there: whoever hears of an error would add them again."""
+
+    def unlink(path: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk.os, "unlink", unlink)
+        m.append(np.ones((2, 2), int))  # a wider index, in a file of its own
+    assert same(m[:], [*OLD, np.ones((2, 2), int)])
+    assert {"index.npy", "index-2.npy"} <= set(os.listdir(m.out_dir))
+    m.append(np.arange(2))
+    assert "index.npy" not in os.listdir(m.out_dir)
+    with monkeypatch.context() as patch:
+        patch.setattr(disk.os, "unlink", unlink)
+        RaggedMmap.from_lists(m.out_dir, OLD)
+    assert same(open_map(m.out_dir)[:], OLD)
+    RaggedMmap(m.out_dir).append(OLD[0])
+    assert {"data.npy", "index-2.npy"}.isdisjoint(os.listdir(m.out_dir))
+
+
 def test_a_failing_header_does_not_fail_the_commit(m: RaggedMmap, tmp_path: Path) -> None:
     """The samples are committed by then; the header is for np.load."""
     real, headers = disk.write_at, []
@@ -226,9 +291,15 @@ def test_a_failing_header_does_not_fail_the_commit(m: RaggedMmap, tmp_path: Path
 
 
 def test_a_short_write_is_continued(m: RaggedMmap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.pwrite
-    monkeypatch.setattr(disk.os, "pwrite", lambda fd, data, offset: real(fd, data[:7], offset))
+    real, short = os.pwritev, []
+
+    def pwritev(fd: int, views: list, offset: int) -> int:
+        short.append(real(fd, [views[0][:7]], offset))
+        return short[-1]
+
+    monkeypatch.setattr(disk.os, "pwritev", pwritev)
     m.extend(NEW)
+    assert len(short) > 20
     assert same(open_map(tmp_path / FOLDER)[:], OLD + NEW)
     check(tmp_path / FOLDER)
 

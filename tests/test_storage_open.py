@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from changes import SMALL, format_1_rows
 from faults import in_child, tree
 from mmap_ninja import BytesMmap, DenseMmap, RaggedMmap, StringsMmap, np_open_existing, open_existing, open_map, upgrade
 from mmap_ninja._storage import disk, snapshot
 from mmap_ninja.errors import MapCorruptError, MapKindError, MapNotFoundError, MmapNinjaError
 from plain_reader import fields, forge, same
-from test_storage_crash import SMALL, format_1_rows
 
 NEW_USER_NAMESPACE = 0x10000000  # of <sched.h>; files are not root's own in there
 

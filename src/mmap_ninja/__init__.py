@@ -14,12 +14,14 @@ from mmap_ninja.numpy import open_existing as np_open_existing
 from mmap_ninja.ragged import RaggedMmap
 from mmap_ninja.string import StringsMmap
 from mmap_ninja.upgrade import upgrade
+from mmap_ninja.verify import Finding, verify
 
 __version__ = "1.0.0.dev0"
 
 __all__ = [
     "BytesMmap",
     "DenseMmap",
+    "Finding",
     "Mmap",
     "MmapNinjaError",
     "RaggedMmap",
@@ -34,4 +36,5 @@ __all__ = [
     "open_existing",
     "open_map",
     "upgrade",
+    "verify",
 ]

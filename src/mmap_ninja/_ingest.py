@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -39,6 +40,18 @@ def progress(samples: Iterable[Any], verbose: bool, total: int | None, done: int
     return tqdm(samples, total=total, initial=done, unit="samples")  # type: ignore[no-any-return]
 
 
+@contextmanager
+def byte_progress(what: str, verbose: bool) -> Iterator[Callable[[int], object]]:
+    """A function to call with each number of bytes that was read, shown in a progress bar if `verbose`."""
+    if not verbose:
+        yield lambda count: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(desc=what, unit="B", unit_scale=True) as bar:
+        yield bar.update
+
+
 def chunks(samples: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Lists of `size` samples, the last one shorter; never an empty one."""
     iterator = iter(samples)
@@ -62,6 +75,7 @@ def from_iterable(samples: Iterable[Any], start: int, verbose: bool, size: int) 
             number += 1
     except Exception as error:
         raise with_number(error, number)  # noqa: B904 - the same error, with a note
+    _check_source(number, start)
     shown = iter(progress(iterator, verbose, length_of(samples), start))
     while True:
         chunk: list[Any] = []
@@ -75,9 +89,18 @@ def from_iterable(samples: Iterable[Any], start: int, verbose: bool, size: int) 
         number += len(chunk)
 
 
+def _check_source(length: int, start: int) -> None:
+    """Refuse to resume with a source that ends before what was made of it."""
+    if length < start:
+        raise ArgumentError(
+            f"the source has {length} samples, but {start} were converted before; without resume=True it is built anew"
+        )
+
+
 def from_indexable(indexable: Any, start: int, n_jobs: int | None, verbose: bool, batch_size: int) -> Iterator[Any]:
     """`indexable[i]`, or `indexable(i)`, for i from `start` until its length, or its first `IndexError`."""
     load, total = loader(indexable), length_of(indexable)
+    _check_source(start if total is None else total, start)
     if n_jobs in (None, 1):
         samples = _one_by_one(load, start, total)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
@@ -19,7 +20,9 @@ from mmap_ninja._storage.snapshot import Snapshot, find, open_snapshot
 from mmap_ninja.errors import (
     ArgumentError,
     ArgumentTypeError,
+    DiskError,
     IndexTypeError,
+    MapChangedError,
     MapClosedError,
     MapKindError,
     MapNotFoundError,
@@ -38,6 +41,19 @@ WRITE_MODES = ("r+", "r+b", "rb+")
 _READ_MODES = ("r", "rb")
 
 
+_handles: weakref.WeakSet[Reading] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    # In a forked child the thread that held one does not exist, and nobody would ever release it.
+    for handle in _handles:
+        handle._change = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
+
+
 class Reading(ABC):
     """A handle of one map: the state that it opened, and a function from a position to a sample."""
 
@@ -46,6 +62,8 @@ class Reading(ABC):
     mode: str
     wrapper_fn: Callable[[Any], Any] | None
     copy_before_wrapper_fn: bool
+
+    _written: Manifest | None = None  # a newer state than the one that is mapped
 
     @abstractmethod
     def _reader(self, snapshot: Snapshot) -> Callable[[int], Any]:
@@ -71,6 +89,7 @@ class Reading(ABC):
         self.wrapper_fn, self.copy_before_wrapper_fn = wrapper_fn, copy_before_wrapper_fn
         self._keys = keys
         self._change = threading.RLock()  # one change at a time through this handle
+        _handles.add(self)
         try:
             self._load(open_snapshot(self._folder, keys))
         except MapNotFoundError:
@@ -92,7 +111,7 @@ class Reading(ABC):
         if self.wrapper_fn is not None:
             read = _wrapped(stored, self.wrapper_fn, self.copy_before_wrapper_fn)
         # In this order: a thread that sees the new length can already read the new samples.
-        self._read, self._stored, self._snapshot = read, stored, snapshot
+        self._read, self._stored, self._snapshot, self._written = read, stored, snapshot, None
         if snapshot is not None:
             warn_if_part_built(snapshot)
 
@@ -100,7 +119,25 @@ class Reading(ABC):
         """The state that this handle sees, None where there is no map yet."""
         if self._read is _closed:
             raise MapClosedError(f"the map at {self._folder} was closed")
+        if self._written is not None:
+            self._load(Snapshot(self._folder, self._written))
         return self._snapshot
+
+    def _load_written(self, state: Manifest) -> None:
+        """See what was committed through this handle; if it cannot be mapped now, at the next read.
+
+        An error here would say that the commit has failed, and the caller would make it again.
+        """
+
+        def read(i: int) -> Any:
+            self._state()
+            return self._read(i)
+
+        try:
+            self._load(Snapshot(self._folder, state))
+        except DiskError:
+            self._written = state
+            self._read = self._stored = read
 
     def _opened(self) -> Snapshot:
         """The state that this handle sees, an empty one where there is no map yet."""
@@ -156,7 +193,8 @@ class Reading(ABC):
         if type(index) is int:
             return self._read(index)
         if is_single(index):
-            return self._read(position(index, len(self)))
+            at = position(index, len(self))  # first: whoever sees the new length can read the new samples
+            return self._read(at)
         return self._many(index)
 
     def _many(self, index: Any) -> Any:
@@ -182,7 +220,8 @@ class Reading(ABC):
         """
         self._state()
         check_window(i, start, length)
-        return part(self._stored(position(i, len(self))), i, start, length)
+        at = position(i, len(self))
+        return part(self._stored(at), i, start, length)
 
     def __iter__(self) -> Iterator[Any]:
         for i in range(len(self)):
@@ -327,10 +366,12 @@ def _wrapped(read: Callable[[int], Any], wrapper_fn: Callable[[Any], Any], is_co
 
 def _reopen(cls: type[Any], folder: str, options: Mapping[str, Any], seen: tuple[str, int] | None) -> Any:
     """Open a pickled handle: the same samples as it saw, or `MapChangedError`."""
-    opened = cls(folder, **options)
-    if seen is not None:
-        id, length = seen
-        opened._load(open_snapshot(folder, opened._keys, id=id, length=length))
+    try:
+        opened = cls(folder, **options)
+    except MapKindError as error:
+        raise MapChangedError(f"the map at {folder} was replaced since this handle was made: {error}") from error
+    id, length = seen or (None, 0)
+    opened._load(None if id is None else open_snapshot(folder, opened._keys, id=id, length=length))
     return opened
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from mmap_ninja._encode import Array
 from mmap_ninja._reading import WRITE_MODES, Reading
 from mmap_ninja._storage.build import change_map, writing
 from mmap_ninja._storage.inplace import InPlace
-from mmap_ninja._storage.manifest import Manifest
+from mmap_ninja._storage.manifest import MOST_NESTED, Manifest, nesting
 from mmap_ninja._storage.snapshot import Snapshot
 from mmap_ninja._storage.writer import Batch, Writer
 from mmap_ninja.errors import (
@@ -25,6 +24,7 @@ from mmap_ninja.errors import (
     ArgumentTypeError,
     MapChangedError,
     MapKindError,
+    MapLockedError,
     MapNotFoundError,
     MapReadOnlyError,
     SampleError,
@@ -42,8 +42,9 @@ class Writing(Reading):
     """Changes to a map through a handle, which then sees the newest state."""
 
     _patches: InPlace | None = None  # what was assigned in place and not yet flushed
-    _failure: str | None = None  # why this handle can no longer be trusted to write
+    _failure: SyncError | None = None  # why this handle can no longer be trusted to write
     _is_unsynced = False
+    _patience = 0.0  # the longest timeout that this handle was given, which also goes for its last flush
 
     @classmethod
     @abstractmethod
@@ -82,13 +83,13 @@ class Writing(Reading):
                 writer.append(batch, sync=sync)
                 writer.finish(sync=sync)
             self._is_unsynced = self._is_unsynced or not sync
-            self._load(Snapshot(self._folder, writer.state))
+            self._patience = max(self._patience, timeout)
+            self._load_written(writer.state)
 
     @contextmanager
     def _writer(self, snapshot: Snapshot, timeout: float = 0.0) -> Iterator[Writer]:
         """Hold the lock of the map, if it still is the one that was opened and can be written to."""
-        if self._failure is not None:
-            raise SyncError(errno.EIO, f"{self._folder}: an earlier sync failed ({self._failure}); open the map again")
+        self._refuse_after_failure()
         try:
             with writing(
                 self._folder, snapshot.manifest, self._keys, timeout=timeout, may_make=self._snapshot is None
@@ -99,8 +100,13 @@ class Writing(Reading):
                     raise MapChangedError(f"the map at {self._folder} was replaced since it was opened; open it again")
                 yield writer
         except SyncError as error:
-            self._failure = str(error)
+            self._failure = SyncError(error.errno, error.strerror, error.filename)  # no traceback: it holds files
             raise
+
+    def _refuse_after_failure(self) -> None:
+        if self._failure is not None:
+            what = f"an earlier sync failed ({self._failure.strerror}); open the map again"
+            raise SyncError(self._failure.errno, what, self._failure.filename)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """Overwrite one sample or several of the same sizes, in mode `"r+"`.
@@ -118,6 +124,7 @@ class Writing(Reading):
             patches = [self._patch(snapshot, i, sample) for i, sample in assigned]
             if not patches:
                 return
+            self._refuse_after_failure()
             if self._patches is None:
                 with self._writer(snapshot) as writer:
                     self._patches = InPlace(writer)
@@ -131,28 +138,64 @@ class Writing(Reading):
         """Make everything that was written through this handle durable, and renew the checksums of assigned samples."""
         with self._change:
             self._state()
-            self._renew_checksums()
+            self._refuse_after_failure()
+            self._renew_checksums(self._patience)
             if self._is_unsynced:
-                with self._writer(self._opened()) as writer:
+                with self._writer(self._opened(), self._patience) as writer:
                     if not writer.state.synced:
                         change_map(writer)
                 self._load(Snapshot(self._folder, writer.state, len(self)))
                 self._is_unsynced = False
+
+    def refresh(self) -> None:
+        """Move to the newest committed state, also of another map of this kind that has taken this one's place.
+
+        What was assigned through this handle is flushed before, if the map that it was assigned to is still there.
+        """
+        with self._change:
+            try:
+                if self._failure is None:
+                    self._renew_checksums()
+            except MapChangedError:
+                pass
+            self._forget_assignments()
+            super().refresh()
 
     def _renew_checksums(self, timeout: float = 0.0) -> None:
         """Vouch again for what was assigned in place."""
         if self._patches is not None:
             with self._writer(self._opened(), timeout) as writer:
                 self._patches.finish(writer)
-            self._patches = None
+            self._forget_assignments()
             self._load(Snapshot(self._folder, writer.state, len(self)))
 
     def close(self) -> None:
-        """Flush, and let go of the files; a second call does nothing. Arrays that were read stay valid."""
+        """Flush, and let go of the files; a second call does nothing. Arrays that were read stay valid.
+
+        An error of the flush is raised, and the files are let go of all the same; but `MapLockedError` leaves the map
+        open, to be closed when the other writer is done.
+        """
         with self._change:
-            if not self._is_closed():
-                self.flush()
+            if self._is_closed():
+                return
+            try:
+                if self._failure is None:  # else somebody has heard of it
+                    self.flush()
+            except MapLockedError:
+                raise
+            except BaseException:
                 self._let_go()
+                raise
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._forget_assignments()
+        super()._let_go()
+
+    def _forget_assignments(self) -> None:
+        if self._patches is not None:
+            self._patches.close()
+        self._patches = None
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -188,11 +231,13 @@ def json_values(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
     """The user's metadata, if it is a mapping that JSON can hold."""
     try:
         text = json.dumps(dict(metadata), allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ArgumentTypeError(f"metadata has to be a dict of JSON values: {error}") from None
     if len(text) > _MOST_METADATA:
         raise ArgumentError(f"metadata has {len(text)} characters, at most {_MOST_METADATA}; keep less in `metadata`")
     copied: dict[str, Any] = json.loads(text)
+    if nesting(copied) > MOST_NESTED:
+        raise ArgumentError(f"metadata is nested {nesting(copied)} deep, at most {MOST_NESTED}")
     return MappingProxyType(copied)
 
 

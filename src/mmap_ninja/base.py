@@ -11,7 +11,7 @@ from mmap_ninja._making import Making
 from mmap_ninja._reading import AnyPath, folder_of
 from mmap_ninja._storage.disk import make_folder
 from mmap_ninja._storage.snapshot import find
-from mmap_ninja.errors import MapNotFoundError
+from mmap_ninja.errors import MapKindError, MapNotFoundError
 
 _kinds: dict[str, type[Mmap]] = {}
 
@@ -65,12 +65,18 @@ def open_map(
 
     Raises `MapNotFoundError` where there is none, `MapCorruptError` where it is damaged.
     """
-    folder = folder_of(path)
-    manifest = find(folder)
-    if manifest is None:
-        raise MapNotFoundError(f"there is no map at {folder}")
+    folder, tried = folder_of(path), None
     options = {"mode": mode, "wrapper_fn": wrapper_fn, "copy_before_wrapper_fn": copy_before_wrapper_fn}
-    return _kinds[manifest.kind](path, **options)  # type: ignore[call-arg]
+    while True:
+        manifest = find(folder)
+        if manifest is None:
+            raise MapNotFoundError(f"there is no map at {folder}")
+        try:
+            return _kinds[manifest.kind](path, **options)  # type: ignore[call-arg]
+        except MapKindError:
+            if manifest.kind == tried:
+                raise
+            tried = manifest.kind  # replaced by one of another kind between the two reads
 
 
 def from_generator_base(

@@ -13,12 +13,12 @@ from mmap_ninja._making import Plan, template
 from mmap_ninja._reading import AnyPath, check_window, part
 from mmap_ninja._storage.disk import Buffer
 from mmap_ninja._storage.index import MISSING_IN_ROW, OUT_OF_RANGE
-from mmap_ninja._storage.manifest import BYTES, Codec, Manifest
+from mmap_ninja._storage.manifest import BYTES, MOST_DICTIONARY, Codec, Manifest
 from mmap_ninja._storage.snapshot import Snapshot
 from mmap_ninja._storage.writer import Batch
 from mmap_ninja._writing import Encoder, Samples, many
 from mmap_ninja.base import Mmap
-from mmap_ninja.codec import Zstd, train_dictionary
+from mmap_ninja.codec import Zstd, check_level, content_size, train_dictionary
 from mmap_ninja.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -107,9 +107,7 @@ class BytesMmap(Mmap):
         zstd_train_dictionary_size: int | None = None,
         **opening: Any,
     ) -> Plan:
-        codec = None if zstd_level is None else Codec("zstd", zstd_level)
-        if zstd_level is not None:
-            Zstd(zstd_level)  # refuses a wrong level, and says if zstandard is missing
+        codec = None if zstd_level is None else Codec("zstd", check_level(zstd_level))
         if zstd_train_dictionary_size is not None:
             _check_dictionary_size(zstd_train_dictionary_size, zstd_level)
         made = template(cls.kind, dtype=np.dtype(np.uint8), ndim=1, codec=codec, metadata=metadata)
@@ -137,8 +135,8 @@ class BytesMmap(Mmap):
         Raises `SampleIndexError` where the sample does not reach that far.
         """
         check_window(i, start, length)
-        read = byte_reader(self._opened())
-        return bytes(part(read(position(i, len(self))), i, start, length))
+        snapshot = self._opened()
+        return bytes(part(byte_reader(snapshot)(position(i, snapshot.length)), i, start, length))
 
     @property
     def lengths(self) -> Array:
@@ -150,9 +148,12 @@ class BytesMmap(Mmap):
         if codec is None:
             return table[:, 1:]
         data, sizes = snapshot.data.bytes, table[:, 2:].copy()
-        for i in np.flatnonzero(sizes < 0).tolist():  # format 1 did not write them down
+        unknown = np.flatnonzero(sizes < 0).tolist()
+        if unknown and not snapshot.manifest.format_1:
+            raise MapCorruptError(f"{snapshot.folder}: sample {unknown[0]} is said to have a negative size")
+        for i in unknown:  # format 1 did not write them down
             start, size = table[i, :2].tolist()
-            sizes[i] = codec.raw_size(data[start : start + size])
+            sizes[i] = content_size(data[start : start + size])
         return sizes
 
     def _places(self, snapshot: Snapshot) -> tuple[Array, Array]:
@@ -166,6 +167,7 @@ class BytesMmap(Mmap):
             (raw,) = self._raw([value])
         except (SampleError, SampleTypeError) as error:
             raise type(error)(f"sample {i}: {error.args[1]}") from None
+        byte_reader(snapshot)(i)  # refuses a wrong row, before anything is written there
         start, size = snapshot.index.row(i)[:2]
         if len(raw) != size:
             raise SampleError(f"sample {i}: the new value has {len(raw)} bytes, expected {size}")
@@ -179,6 +181,8 @@ def _check_dictionary_size(size: int, level: int | None) -> None:
         raise ArgumentTypeError(f"zstd_train_dictionary_size is {size!r}, expected a number of bytes")
     if size < 256:
         raise ArgumentError(f"zstd_train_dictionary_size is {size}, expected at least 256 bytes")
+    if size > MOST_DICTIONARY:
+        raise ArgumentError(f"zstd_train_dictionary_size is {size}, expected at most {MOST_DICTIONARY} bytes")
 
 
 def _codec(snapshot: Snapshot) -> Zstd | None:
@@ -186,11 +190,12 @@ def _codec(snapshot: Snapshot) -> Zstd | None:
     return None if codec is None else Zstd(codec.level, snapshot.dictionary)
 
 
-def byte_reader(snapshot: Snapshot) -> Callable[[int], memoryview]:
+def byte_reader(snapshot: Snapshot) -> Callable[[int], memoryview | bytes]:
     """The function from a position to the bytes of a sample: a view, or what was decompressed."""
     length, row, data, codec = snapshot.length, snapshot.index.row, snapshot.data.bytes, _codec(snapshot)
+    is_format_1 = bool(snapshot.manifest.format_1)  # which did not write the raw sizes down
 
-    def read(i: int) -> memoryview:
+    def read(i: int) -> memoryview | bytes:
         try:
             start, size, *raw_size = row(i)
         except OUT_OF_RANGE:
@@ -202,7 +207,11 @@ def byte_reader(snapshot: Snapshot) -> Callable[[int], memoryview]:
         stored = data[start : start + size]
         if codec is None:
             return stored
-        return memoryview(codec.decompress(stored, None if raw_size[0] == MISSING_IN_ROW else raw_size[0]))
+        size_given = None if is_format_1 and raw_size[0] == MISSING_IN_ROW else raw_size[0]
+        try:
+            return codec.decompress(stored, size_given)
+        except MapCorruptError as error:
+            raise MapCorruptError(f"{snapshot.folder}: sample {i}: {error}") from None
 
     return read
 

@@ -12,12 +12,12 @@ from mmap_ninja import lossless
 from mmap_ninja._encode import Array, fit_in_place, fitted, joined, numbered, raw, storable
 from mmap_ninja._making import Plan, plan_of_arrays
 from mmap_ninja._reading import AnyPath
-from mmap_ninja._storage.manifest import DENSE, Manifest
+from mmap_ninja._storage.manifest import DENSE, Manifest, check_shape
 from mmap_ninja._storage.snapshot import Snapshot
 from mmap_ninja._storage.writer import Batch
 from mmap_ninja._writing import Encoder, Samples
 from mmap_ninja.base import Mmap
-from mmap_ninja.errors import ArgumentTypeError, SampleError, SampleTypeError
+from mmap_ninja.errors import ArgumentTypeError, MapCorruptError, SampleError, SampleTypeError
 from mmap_ninja.indexing import Positions, checked, listed, merged, out_of_range, positions
 
 
@@ -90,8 +90,10 @@ class DenseMmap(Mmap):
         def read(i: int) -> Any:
             try:
                 return array[i]
-            except IndexError:
+            except (IndexError, OverflowError):
                 raise out_of_range(i, length) from None
+            except (ValueError, SystemError) as error:  # a text of numpy's whose bytes are no characters
+                raise MapCorruptError(f"{snapshot.folder}: sample {i} is damaged: {error}") from None
 
         return read
 
@@ -168,7 +170,15 @@ def encode(state: Manifest, samples: Samples) -> Batch:
     for k, array in enumerate(arrays):
         if array.shape != shape:
             raise numbered(SampleError(f"shape {array.shape}, expected {shape}; RaggedMmap takes any"), state, k)
+    _check_count(state, len(arrays), shape)
     return Batch(len(arrays), joined(arrays), changes={"dtype": arrays[0].dtype, "sample_shape": shape})
+
+
+def _check_count(state: Manifest, count: int, shape: tuple[int, ...]) -> None:
+    try:
+        check_shape(state.itemsize, (state.length + count, *shape))
+    except ValueError as error:
+        raise SampleError(str(error)) from None
 
 
 def _encode_array(state: Manifest, samples: Array) -> Batch:
@@ -176,6 +186,7 @@ def _encode_array(state: Manifest, samples: Array) -> Batch:
     shape = samples.shape[1:]
     if state.sample_shape is not None and shape != state.sample_shape:
         raise SampleError(f"samples of shape {shape}, expected {state.sample_shape}; RaggedMmap takes any")
+    _check_count(state, len(samples), shape)
     dtype = storable(samples.dtype) if state.dtype is None else state.dtype
     try:
         array = lossless.fit(samples, lossless.as_array(samples), dtype, state.dtype_given)

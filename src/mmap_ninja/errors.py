@@ -61,7 +61,14 @@ class PartBuiltError(MmapNinjaError, RuntimeError):
     """The map was never finished; it can be read or resumed, not changed."""
 
 
-class SyncError(MmapNinjaError, OSError):
+class DiskError(MmapNinjaError, OSError):
+    """The operating system refuses: a full disk, a quota, a limit on the size of files, a device that fails.
+
+    `errno` and `filename` are those of the operating system. Nothing was committed; the same call can be made again.
+    """
+
+
+class SyncError(DiskError):
     """The operating system could not make written data durable; the handle refuses to write any more.
 
     No sample was committed, unless the message says that the new state is visible.
@@ -106,6 +113,10 @@ class PartBuiltWarning(UserWarning):
 
 class UpgradeWarning(UserWarning):
     """A folder of mmap_ninja 0.9.0 was upgraded because it was written to."""
+
+
+class SalvageWarning(UserWarning):
+    """Not everything in a folder that mmap_ninja 0.9.0 was interrupted in could be saved."""
 
 
 _BETWEEN = (os.path.dirname(__file__) + os.sep, contextlib.__file__)

@@ -13,6 +13,7 @@ import numpy as np
 
 from mmap_ninja._reading import AnyPath, folder_of, warn_if_part_built
 from mmap_ninja._storage.build import writing
+from mmap_ninja._storage.disk import explained
 from mmap_ninja._storage.inplace import mark_unchecked
 from mmap_ninja._storage.manifest import DATA, DENSE, Manifest
 from mmap_ninja._storage.snapshot import Snapshot, open_snapshot
@@ -122,8 +123,11 @@ def open_existing(out_dir: AnyPath, mode: str = "r") -> Memmap:
 def extend_dir(out_dir: AnyPath, arr: Any, sync: bool = True, timeout: float = 0.0) -> None:
     """Add samples `(k, *sample_shape)` to the dense map in a folder, all of them or none; see `DenseMmap.extend`."""
     open_snapshot(folder_of(out_dir))  # raises where there is no map
-    with DenseMmap(out_dir) as dense:
+    dense = DenseMmap(out_dir)
+    try:
         dense.extend(arr if isinstance(arr, np.ndarray | list) else np.asarray(arr), sync=sync, timeout=timeout)
+    finally:
+        dense._let_go()  # not `close`, which would sync what was not to be synced
 
 
 def extend(memmap: Any, arr: Any, sync: bool = True, timeout: float = 0.0) -> None:
@@ -143,8 +147,8 @@ def _folder_of(memmap: Any) -> str:
     return os.path.dirname(str(name))
 
 
-def _dense_snapshot(folder: str) -> Snapshot:
-    snapshot = open_snapshot(folder)
+def _dense_snapshot(folder: str, id: str | None = None, length: int | None = None) -> Snapshot:
+    snapshot = open_snapshot(folder, id=id, length=length)
     if snapshot.manifest.kind != DENSE:
         raise MapKindError(f"{folder} is a {snapshot.manifest.kind} map, not a {DENSE} one; use open_map")
     return snapshot
@@ -152,7 +156,7 @@ def _dense_snapshot(folder: str) -> Snapshot:
 
 def _mapped(folder: str, mode: str, id: str | None = None, length: int | None = None) -> Memmap:
     """Map the data of a dense map; `"armed"` maps it for writing, but does not let anybody write yet."""
-    snapshot = _dense_snapshot(folder)
+    snapshot = _dense_snapshot(folder, id, length)
     warn_if_part_built(snapshot)
     if mode == "r+":
         with writing(folder, snapshot.manifest) as writer:
@@ -190,8 +194,9 @@ def _memmap(folder: str, state: Manifest, mode: str) -> Memmap:
     if DATA not in state.files:
         return _empty(folder, dtype, shape, mode)
     file = state.files[DATA]
-    mode = "r" if mode == "armed" else mode
-    return Memmap(_data_path(folder, state), dtype, mode, file.offset, shape, state.order)  # type: ignore[call-overload, no-any-return]
+    mode, path = "r" if mode == "armed" else mode, _data_path(folder, state)
+    with explained(path, "map this part of a map"):
+        return Memmap(path, dtype, mode, file.offset, shape, state.order)  # type: ignore[call-overload, no-any-return]
 
 
 def _empty(folder: str, dtype: np.dtype[Any], shape: tuple[int, ...], mode: str) -> Memmap:

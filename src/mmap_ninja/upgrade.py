@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 from mmap_ninja._reading import AnyPath, folder_of
-from mmap_ninja._storage.build import writing
+from mmap_ninja._storage.build import settle, writing
 from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
-from mmap_ninja._storage.snapshot import find
-from mmap_ninja.errors import MapNotFoundError, UpgradeWarning
+from mmap_ninja._storage.lock import Lock
+from mmap_ninja._storage.manifest import MANIFEST
+from mmap_ninja._storage.salvage import salvage as find_whole
+from mmap_ninja._storage.snapshot import find, read_json
+from mmap_ninja._storage.upgrade import upgrade as rewrite
+from mmap_ninja.errors import MapNotFoundError, SalvageWarning, UpgradeWarning, warn
 
 
-def upgrade(path: AnyPath, keys: Keys = DEFAULT_KEYS, timeout: float = 0.0) -> bool:
+def upgrade(
+    path: AnyPath,
+    keys: Keys = DEFAULT_KEYS,
+    timeout: float = 0.0,
+    *,
+    salvage: bool = False,
+    sample_shape: Sequence[int] | None = None,
+) -> bool:
     """Upgrade a map in place: its data stays where it is, an index and checksums are written beside it.
 
     Returns False where there is nothing to do. Durable, and complete or not begun, when the call ends; the data is
     read once. Raises `MapNotFoundError`, `MapCorruptError`, `MapLockedError`.
+
+    `salvage` is for a folder that 0.9.0 was interrupted in, which is a `MapCorruptError` else: the samples from the
+    first on whose rows and bytes are all there come back, among them each one whose `append` or `extend` had
+    returned; a `SalvageWarning` lists the rest, a line for each. `sample_shape` is for a dense map whose shape was
+    being written. What is not saved is lost with the next `append`: copy the folder before, if it may be needed.
     """
     folder = folder_of(path)
+    if salvage:
+        return _salvage(folder, keys, timeout, None if sample_shape is None else tuple(map(int, sample_shape)))
     manifest = find(folder, keys)
     if manifest is None:
         raise MapNotFoundError(f"there is no map at {folder}")
@@ -27,3 +46,21 @@ def upgrade(path: AnyPath, keys: Keys = DEFAULT_KEYS, timeout: float = 0.0) -> b
         warnings.simplefilter("ignore", UpgradeWarning)  # it is what was asked for
         with writing(folder, manifest, keys, timeout=timeout):
             return True
+
+
+def _salvage(folder: str, keys: Keys, timeout: float, sample_shape: tuple[int, ...] | None) -> bool:
+    if read_json(folder, MANIFEST) is not None:
+        return False
+    if find_whole(folder, keys, sample_shape) is None:  # before there is a lock file
+        raise MapNotFoundError(f"there is no map of mmap_ninja 0.9.0 at {folder}")
+    with Lock(folder, timeout):
+        settle(folder, keys)
+        if read_json(folder, MANIFEST) is not None:  # an upgrade was interrupted at its very end
+            return True
+        whole = find_whole(folder, keys, sample_shape)
+        if whole is None:
+            raise MapNotFoundError(f"the map at {folder} is gone")
+        rewrite(folder, whole[0])
+    if whole[1]:
+        warn("\n".join(whole[1]), SalvageWarning)
+    return True

@@ -10,8 +10,8 @@ from dataclasses import replace
 from types import MappingProxyType, TracebackType
 from typing import Any
 
-from mmap_ninja._storage import disk
-from mmap_ninja._storage.commit import Appends, Opened, append, publish, remove_files, write_manifest
+from mmap_ninja._storage import disk, legacy
+from mmap_ninja._storage.commit import Appends, Opened, append, publish, remove_files, sweep, undone, write_manifest
 from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
 from mmap_ninja._storage.lock import LOCK, Lock
 from mmap_ninja._storage.manifest import (
@@ -27,12 +27,12 @@ from mmap_ninja._storage.manifest import (
     File,
     Manifest,
 )
+from mmap_ninja._storage.renew import renewed
 from mmap_ninja._storage.snapshot import boot_id, find, find_finished, open_snapshot, read_json
 from mmap_ninja._storage.upgrade import upgrade
-from mmap_ninja._storage.writer import Batch, Writer, file_name, numbers, taken_names
+from mmap_ninja._storage.writer import Batch, Writer, file_name, foreign_file, numbers, taken_names
 from mmap_ninja.errors import (
     ArgumentError,
-    ForeignFileError,
     MapChangedError,
     MapCorruptError,
     MapKindError,
@@ -59,9 +59,11 @@ def writing(
             raise MapChangedError(f"the map at {folder} is gone since it was opened")
         disk.make_folder(folder)
     with Lock(folder, timeout) as lock:
-        _settle(folder)
+        settle(folder, keys)
         manifest = find(folder, keys)
         if manifest is None or not (manifest.length or manifest.format_1):
+            if template.length:
+                raise MapChangedError(f"the map at {folder} was replaced since it was opened; open it again")
             is_made = manifest is not None and manifest.building is None
             base = manifest if manifest is not None and is_made else template  # an empty map keeps its id and metadata
             with Build(folder, base, keys, lock=lock) as build:
@@ -71,25 +73,36 @@ def writing(
             raise PartBuiltError(
                 f"{folder} was never finished ({manifest.length} samples so far); finish it with resume=True"
             )
-        remove_files(folder, manifest.obsolete)
+        sweep(folder, manifest.obsolete)
         if manifest.format_1 and manifest.kind != template.kind:
             raise MapKindError(f"{folder} is a {manifest.kind} map, not a {template.kind} one")
         if manifest.format_1:
             manifest = upgrade(folder, manifest)
             warn(f"{folder} is a map of mmap_ninja 0.9.0; writing to it upgrades it to format 2", UpgradeWarning)
-        yield Writer(folder, manifest)
+        yield Writer(folder, renewed(folder, manifest) if manifest.lost else manifest)
 
 
-def _settle(folder: str) -> None:
-    """Go through with a publication that was interrupted between its two renames, or forget what it has left."""
+def settle(folder: str, keys: Keys) -> None:
+    """Go through with a publication that was interrupted between its two renames, or forget what it has left.
+
+    Where readers still see the old map, of format 2 or of format 1, it stays: only its upgrade is gone through with.
+    """
     left = _unfinished(folder)
     manifest = None if left is None else read_json(folder, MANIFEST)
-    if left is not None and manifest is None and left.building is None:
+    if left is not None and manifest is None and left.building is None and _is_old_gone(folder, keys, left.id):
         disk.replace(os.path.join(folder, BUILDING), os.path.join(folder, MANIFEST))
         disk.sync_folder(folder)
     elif left is not None and manifest is not None and left.id == manifest.id:
         remove_files(folder, left.names() - manifest.names())
         disk.remove(folder, BUILDING)
+
+
+def _is_old_gone(folder: str, keys: Keys, id: str) -> bool:
+    try:
+        old = legacy.read(folder, keys)
+    except MapCorruptError:
+        return False
+    return old is None or old.id == id
 
 
 def change_map(writer: Writer, **fields: Any) -> None:
@@ -120,6 +133,7 @@ class Build(Writer):
         lock: Lock | None = None,
     ) -> None:
         super().__init__(folder, template)
+        self._template = template
         self._keys, self._lock, self._timeout = keys, lock, timeout
         self._replaced: Manifest | None = None
         self._has_begun = False
@@ -141,12 +155,12 @@ class Build(Writer):
             self._look_for_foreign_files()
             self._take_lock()
         try:
-            _settle(self.folder)
+            settle(self.folder, self._keys)
             self._replaced = _committed(self.folder, self._keys)
             unfinished = _unfinished(self.folder)
             if self._replaced is not None:
-                remove_files(self.folder, self._replaced.obsolete)
-            if resume and unfinished is not None and unfinished.files and not _of_upgrade(unfinished):
+                remove_files(self.folder, set(self._replaced.obsolete) - (unfinished.names() if unfinished else set()))
+            if resume and unfinished is not None and unfinished.length and not _of_upgrade(unfinished):
                 kept = set() if self._replaced is None else self._replaced.names()
                 remove_files(self.folder, set(unfinished.obsolete) - kept)
                 self.state = _resumed(self.folder, unfinished, self.state)
@@ -160,7 +174,7 @@ class Build(Writer):
     def _look_for_foreign_files(self) -> None:
         """Raise what would be raised later, while there is not even a lock file."""
         known = _committed(self.folder, self._keys), _unfinished(self.folder)
-        _free_number(self.folder, _roles(self.state), set().union(*(state.names() for state in known if state)))
+        _free_number(self.folder, _roles(self.state), _used_names(*known))
 
     def dictionary(self) -> bytes | None:
         """The dictionary of the build so far."""
@@ -169,9 +183,9 @@ class Build(Writer):
     def _reserved(self, folder: str, template: Manifest, unfinished: Manifest | None) -> Manifest:
         """Name the files before they are made, so that a crash leaves nothing behind that nobody knows."""
         kept = set() if self._replaced is None else self._replaced.names()
-        swept = set() if unfinished is None else unfinished.names() | set(unfinished.obsolete)
+        swept = _used_names(unfinished)
         roles = _roles(template)
-        number = _free_number(folder, roles, kept | swept)
+        number = _free_number(folder, roles, _used_names(self._replaced) | swept)
         state = replace(
             template,
             files=MappingProxyType({role: File(file_name(role, number)) for role in roles}),
@@ -187,7 +201,15 @@ class Build(Writer):
     def _nothing(self) -> Manifest:
         """The build as it was when it had only names."""
         files = {role: File(file.name) for role, file in self.state.files.items()}
-        return replace(self.state, length=0, files=MappingProxyType(files), building=Building(boot_id()))
+        state = self.state
+        return replace(
+            self._template,
+            generation=state.generation,
+            files=MappingProxyType(files),
+            building=Building(boot_id()),
+            synced=False,
+            obsolete=state.obsolete,
+        )
 
     def append(self, batch: Batch, *, sync: bool = False) -> None:
         """Write a batch; syncs come at the end, for everything at once."""
@@ -196,8 +218,9 @@ class Build(Writer):
         super().append(batch, sync=False)
 
     def _commit(self, new: Manifest, appends: Appends, *, sync: bool) -> None:
-        for role, chunks in appends.items():
-            new = append(self.folder, new, role, chunks, self._opened)
+        with undone(self.folder, self.state, self._opened):
+            for role, chunks in appends.items():
+                new = append(self.folder, new, role, chunks, self._opened)
         self.state = new
         if not appends or new.obsolete or (self._is_resumable and time.monotonic() >= self._due):
             self._save()
@@ -214,21 +237,24 @@ class Build(Writer):
         """Make the map durable and put it in its place: the commit point of the whole build."""
         if not self._has_begun:
             self._begin()
-        names = set() if self._replaced is None else self._replaced.names()
         used = {role: file for role, file in self.state.files.items() if role != DICTIONARY or file.size}
         files = MappingProxyType(used if self.state.length else {})
-        gone = tuple(sorted(names - self.state.names()))
-        state = replace(self.state, files=files, building=None, synced=sync, obsolete=gone)
+        # Also names of files that are not used, without which their number would begin again.
+        gone = self._not_removed() | self.state.names()
+        if self._replaced is not None:
+            gone |= self._replaced.names()
+        state = replace(self.state, files=files, building=None)
+        state = replace(state, obsolete=tuple(sorted(gone - state.names())))
         try:
-            publish(self.folder, state, self._opened, sync=sync)
+            self.state = publish(self.folder, state, self._opened, sync=sync)
         except SyncError:  # nobody knows what of the bytes is on the disk: resuming has to write them again
             self.state = self._nothing
             raise
-        self.state = state
 
     def _release(self) -> None:
         try:
-            self._opened.close()
+            with suppress(OSError):  # what counts was synced before
+                self._opened.close()
         finally:
             if self._lock is not None:
                 self._lock.release()
@@ -241,10 +267,20 @@ class Build(Writer):
     ) -> None:
         try:
             if error is not None and self._opened and (self._is_resumable or isinstance(error, SyncError)):
-                with suppress(OSError):  # the error that led here is the one to hear of
-                    self._save()
+                self._keep(is_lost=isinstance(error, SyncError))
         finally:
             self._release()
+
+    def _keep(self, *, is_lost: bool) -> None:
+        """Save what there is to resume from; what a failed sync has lost must not stay as it was saved last."""
+        if not os.path.lexists(os.path.join(self.folder, BUILDING)):
+            return  # it was published: only the sync of that has failed
+        try:
+            self._save()
+        except OSError:  # the error that led here is the one to hear of
+            if is_lost:
+                sweep(self.folder, self.state.names())
+                sweep(self.folder, [BUILDING])
 
 
 def _committed(folder: str, keys: Keys) -> Manifest | None:
@@ -253,6 +289,10 @@ def _committed(folder: str, keys: Keys) -> Manifest | None:
         return find_finished(folder, keys)
     except MapCorruptError as error:
         raise MapCorruptError(f"{error}; remove the folder to build a new map there") from error
+
+
+def _used_names(*states: Manifest | None) -> set[str]:
+    return set().union(*(state.used_names() for state in states if state is not None))
 
 
 def _of_upgrade(unfinished: Manifest) -> bool:
@@ -277,13 +317,15 @@ def _resumed(folder: str, unfinished: Manifest, template: Manifest) -> Manifest:
             f"{folder} holds an unfinished {unfinished.kind} map (codec {unfinished.codec}), "
             f"not a {template.kind} map (codec {template.codec}); build it without resume=True"
         )
-    if template.dtype is not None and template.dtype_given and template.dtype != unfinished.dtype:
+    dtype = template.dtype if unfinished.dtype is None else unfinished.dtype
+    if template.dtype is not None and template.dtype_given and template.dtype != dtype:
         raise ArgumentError(f"{folder} holds an unfinished map of {unfinished.dtype}, not {template.dtype}")
     open_snapshot(folder, state=unfinished)
     return replace(
         unfinished,
         building=Building(boot_id()),
         obsolete=(),
+        dtype=dtype,
         dtype_given=unfinished.dtype_given or template.dtype_given,
         metadata=template.metadata or unfinished.metadata,
     )
@@ -300,7 +342,6 @@ def _free_number(folder: str, roles: Iterable[str], known: set[str]) -> int:
     is_ours = bool(known) or os.path.lexists(os.path.join(folder, BUILDING))
     while taken := taken_names(folder, roles, number):
         if not is_ours:
-            path = os.path.join(folder, taken[0])
-            raise ForeignFileError(f"{path} is not of a map, but has the name of one of its files")
+            raise foreign_file(folder, taken[0])
         number += 1
     return number

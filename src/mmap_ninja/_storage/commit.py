@@ -6,15 +6,16 @@
 4. The folder is made durable. Only now does the caller learn of success.
 5. The `.npy` headers get their new shape. They are for `np.load`; our readers believe the manifest.
 
-A crash before the commit point leaves the old state, with bytes behind its end that the next writer overwrites. No
-file that a reader may have mapped is ever cut, and none is written through a mapping.
+A crash before the commit point leaves the old state, with bytes behind its end that the next writer overwrites; an
+error before it cuts them off again. No byte that a reader may have mapped is ever cut off, and none is written
+through a mapping.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -22,10 +23,21 @@ from typing import Any
 import numpy as np
 
 from mmap_ninja._storage import disk
+from mmap_ninja._storage.decode import decode
 from mmap_ninja._storage.disk import Buffer
 from mmap_ninja._storage.flatfile import BLOCK, appended, npy_header
-from mmap_ninja._storage.manifest import BUILDING, DICTIONARY, INDEX, MANIFEST, PREFIX, File, Manifest, encode
-from mmap_ninja.errors import SyncError
+from mmap_ninja._storage.manifest import (
+    BUILDING,
+    DICTIONARY,
+    INDEX,
+    MANIFEST,
+    NEXT,
+    PREFIX,
+    File,
+    Manifest,
+    encode,
+)
+from mmap_ninja.errors import DiskError, SyncError
 
 Appends = Mapping[str, Sequence[Buffer]]
 
@@ -58,89 +70,166 @@ class Opened(dict[str, int]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if error is None:
+            return self.close()
+        with suppress(OSError):  # the error that led here is the one to hear of
+            self.close()
 
 
-def commit(folder: str, state: Manifest, appends: Appends, *, sync: bool = True) -> Manifest:
+def commit(folder: str, old: Manifest, new: Manifest, appends: Appends, *, sync: bool = True) -> Manifest:
     """Append chunks to files and commit the result; returns the new state.
 
-    `state` is the new state in everything but its files, which are as they were before; a file of no committed
-    bytes is created. `sync=False` leaves it to the kernel when the bytes reach the disk.
+    `old` is the committed state, `new` the next one in everything but its files, which are as they were before; a
+    file of no committed bytes is created. `sync=False` leaves it to the kernel when the bytes reach the disk.
     """
-    with Opened() as opened:
-        before = state
-        for role, chunks in appends.items():
-            state = append(folder, state, role, chunks, opened)
-        if sync and not before.synced:  # a commit is only as durable as what it builds on
-            sync_files(folder, state, opened)
-        elif sync:
-            opened.sync()
-            if any(_is_new(before.files[role], state.files[role]) for role in appends):
-                disk.sync_folder(folder)
-        state = replace(state, synced=sync)
-        write_manifest(folder, state, MANIFEST, sync=sync)
+    opened, state = Opened(), new
+    try:
+        with undone(folder, old, opened):
+            for role, chunks in appends.items():
+                state = append(folder, state, role, chunks, opened)
+            if sync:
+                _make_durable(folder, old, state, opened, [(new.files[role], state.files[role]) for role in appends])
+            state = replace(state, synced=sync, lost=state.lost and not sync)
+            _prepare(folder, state, MANIFEST, sync=sync)
+        _put(folder, MANIFEST, sync=sync, has_news=bool(appends))
         with suppress(OSError):  # the samples are committed, whatever becomes of the headers
-            _write_headers(state, appends, opened)
+            write_headers(state, appends, opened)
+    finally:
+        with suppress(OSError):  # nor of the descriptors: what counts was synced before
+            opened.close()
     return state
+
+
+def _make_durable(
+    folder: str, old: Manifest, state: Manifest, opened: Opened, changed: Sequence[tuple[File, File]]
+) -> None:
+    """Sync what was written and, as a commit is only as durable as what it builds on, what that left unsynced."""
+    if old.synced:
+        opened.sync()
+        if any(_is_new(before, after) for before, after in changed):
+            disk.sync_folder(folder)
+        return
+    try:
+        sync_files(folder, state, opened)
+    except SyncError:
+        mark_lost(folder, old, MANIFEST)
+        raise
+
+
+def mark_lost(folder: str, state: Manifest, to: str) -> None:
+    """Tell every later writer that a sync of this state has failed: the kernel will not tell it again.
+
+    The next one copies the files (`renew.renewed`): to write the same bytes to the same place again is not enough,
+    because ext4 then takes blocks for written that it reads as zeros after the next mount.
+    """
+    with suppress(OSError):  # the failed sync is what to hear of
+        write_manifest(folder, replace(state, generation=state.generation + 1, lost=True), to, sync=False)
+
+
+@contextmanager
+def undone(folder: str, state: Manifest, opened: Opened) -> Iterator[None]:
+    """Cut files back to where `state` ends if the block fails, so that a full disk has its room again.
+
+    `state` is the newest that anybody knows of, and the block must end before the next one is published: what lies
+    behind its ends, or in files that it does not name, has never been mapped.
+    """
+    try:
+        yield
+    except BaseException as error:
+        ends = {file.name: file.end for file in state.files.values()}
+        ends |= {file.crc_name: 4 * (file.size // BLOCK) for file in state.files.values()}
+        try:
+            for name, fd in opened.items():
+                disk.cut(fd, ends.get(name, 0))
+        except OSError:  # the error that led here is the one to hear of
+            if isinstance(error, SyncError):  # and its bytes would be taken for written
+                mark_lost(folder, state, MANIFEST)
+        raise
 
 
 def write_manifest(folder: str, state: Manifest, to: str, *, sync: bool) -> None:
     """Put a manifest in the place of the old one."""
-    path = os.path.join(folder, to)
-    fd = disk.create_temporary(path + ".new", PREFIX)
+    _prepare(folder, state, to, sync=sync)
+    _put(folder, to, sync=sync)
+
+
+def _prepare(folder: str, state: Manifest, to: str, *, sync: bool) -> None:
+    """Write a manifest beside the one whose place it will take; if that fails, it leaves no file."""
+    path, raw = os.path.join(folder, to + NEXT), encode(state)
+    decode(raw, path)  # nothing is committed that could not be read
+    fd = disk.create_temporary(path, PREFIX)
     try:
-        disk.write_at(fd, [encode(state)], 0)
-        if sync:
-            disk.sync(fd)
-    finally:
-        disk.close(fd)
-    disk.replace(path + ".new", path)
+        try:
+            disk.write_at(fd, [raw], 0)
+            if sync:
+                disk.sync(fd)
+        finally:
+            disk.close(fd)
+    except BaseException:
+        with suppress(OSError):
+            disk.remove(folder, to + NEXT)
+        raise
+
+
+def _put(folder: str, to: str, *, sync: bool, has_news: bool = False) -> None:
+    disk.replace(os.path.join(folder, to + NEXT), os.path.join(folder, to))
     if sync:
-        _sync_name(folder, to)
+        _sync_name(folder, has_news=has_news)
 
 
-def _sync_name(folder: str, to: str) -> None:
+def _sync_name(folder: str, *, has_news: bool) -> None:
     """Make a rename durable; if that fails, what was renamed is there all the same."""
     try:
         disk.sync_folder(folder)
-    except SyncError as error:
-        if to != MANIFEST:
+    except DiskError as error:
+        if not has_news:
             raise
         what = f"{error.strerror}; the new state of {folder} is visible, but may not survive a power cut"
-        raise SyncError(error.errno, what) from error
+        raise SyncError(error.errno, what, folder) from error
 
 
 def sync_files(folder: str, state: Manifest, opened: Opened) -> None:
     """Make every byte that the state names durable, and the names too."""
     for file in state.files.values():
         opened.file(folder, file.name)
-        if file.size >= BLOCK and file.checked:
+        if file.size >= BLOCK:
             opened.file(folder, file.crc_name)
     opened.sync()
     disk.sync_folder(folder)
 
 
-def publish(folder: str, state: Manifest, opened: Opened, *, sync: bool) -> None:
-    """Put a build in the place of what is there: the commit point of everything it has written.
+def publish(folder: str, state: Manifest, opened: Opened, *, sync: bool, has_news: bool = True) -> Manifest:
+    """Put a build in the place of what is there: the commit point of everything it has written; returns its state.
 
-    `opened` has the descriptors of those of its files that `append` has written to.
+    `has_news` if the samples are others than before. `opened` has the descriptors of those of its files that
+    `append` has written to.
     """
     for file in state.files.values():
         opened.file(folder, file.name)
-    _write_headers(state, state.files, opened)
+    write_headers(state, state.files, opened)
     if sync:
         sync_files(folder, state, opened)
+        with suppress(PermissionError):  # whoever has made the folder may have died before it synced that
+            disk.sync_folder(os.path.dirname(folder))
+    state = replace(state, synced=sync, lost=state.lost and not sync)
     write_manifest(folder, state, BUILDING, sync=sync)
     disk.replace(os.path.join(folder, BUILDING), os.path.join(folder, MANIFEST))
     if sync:
-        _sync_name(folder, MANIFEST)
-    remove_files(folder, state.obsolete)
+        _sync_name(folder, has_news=has_news)
+    sweep(folder, state.obsolete)
+    return state
 
 
 def remove_files(folder: str, names: Iterable[str]) -> None:
     """Remove files that no committed state names any more."""
     for name in sorted(names):
         disk.remove(folder, name)
+
+
+def sweep(folder: str, obsolete: Iterable[str]) -> None:
+    """Remove what a commit has made obsolete. It stands, whatever becomes of this; the next writer tries again."""
+    with suppress(OSError):
+        remove_files(folder, obsolete)
 
 
 def append(folder: str, state: Manifest, role: str, chunks: Sequence[Buffer], opened: Opened) -> Manifest:
@@ -179,11 +268,13 @@ def _is_new(before: File, after: File) -> bool:
     return before.size == 0 or before.size < BLOCK <= after.size
 
 
-def _write_headers(state: Manifest, roles: Iterable[str], opened: Opened) -> None:
+def write_headers(state: Manifest, roles: Iterable[str], opened: Opened) -> None:
+    """Tell `np.load` of the new shapes; a header that would not fit in front of the values is left as it is."""
     for role in roles:
         file = state.files[role]
-        if file.offset:
-            disk.write_at(opened[file.name], [npy_header(*state.layout(role))], 0)
+        header = npy_header(*state.layout(role)) if file.offset else b""
+        if header and len(header) == file.offset:
+            disk.write_at(opened[file.name], [header], 0)
 
 
 def write_rows(folder: str, state: Manifest, tables: Iterable[np.ndarray[Any, Any]], *, sync: bool) -> Manifest:

@@ -11,6 +11,8 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from mmap_ninja._storage.dtypes import parse_dtype
 from mmap_ninja._storage.manifest import (
     BUILDING,
@@ -26,18 +28,25 @@ from mmap_ninja._storage.manifest import (
     MANIFEST,
     MAX_AXES,
     MAX_INT,
+    MOST_DICTIONARY,
+    MOST_LEVEL,
+    MOST_NESTED,
+    NEXT,
     PREFIX,
     STRINGS,
     Building,
     Codec,
     File,
     Manifest,
+    check_shape,
+    nesting,
 )
 from mmap_ninja.errors import MapCorruptError, MapVersionError
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
 _ID = re.compile(r"[0-9a-f]{32}")
-_RESERVED = {MANIFEST, BUILDING}
+_RESERVED = {MANIFEST, BUILDING, MANIFEST + NEXT, BUILDING + NEXT}
+_MOST_GENERATIONS = 2**62
 
 
 def decode(raw: bytes, path: str) -> Manifest:
@@ -100,7 +109,7 @@ _MANIFEST_TYPES = {
     "files": dict,
     "obsolete": list,
 }
-_FILE_TYPES = {"name": str, "offset": int, "size": int, "tail_crc": int, "checked": bool}
+_FILE_TYPES = {"name": str, "offset": int, "size": int, "tail_crc": int, "blocks_crc": int, "checked": bool}
 
 
 def _checked(value: Any, types: Mapping[str, type]) -> dict[str, Any]:
@@ -128,6 +137,10 @@ def _manifest(value: Any) -> Manifest:
     fields = _checked(value, _MANIFEST_TYPES)
     if version != FORMAT or fields["kind"] not in KINDS or not _ID.fullmatch(fields["id"]):
         raise ValueError(f"format {version}, kind {fields['kind']!r}, id {fields['id']!r}; kinds are {KINDS}")
+    if fields["generation"] > _MOST_GENERATIONS:
+        raise ValueError(f"generation is {fields['generation']}")
+    if nesting(fields["metadata"]) > MOST_NESTED:
+        raise ValueError(f"metadata is nested more than {MOST_NESTED} deep")
     if fields["ndim"] > MAX_AXES:
         raise ValueError(f"ndim is {fields['ndim']}, expected 0 to {MAX_AXES}")
     manifest = Manifest(
@@ -142,6 +155,7 @@ def _manifest(value: Any) -> Manifest:
         mixed=fields["mixed"],
         codec=_optional(fields.get("codec"), _codec),
         synced=fields["synced"],
+        lost=_optional(fields.get("lost"), _flag) or False,
         metadata=MappingProxyType(fields["metadata"]),
         files=MappingProxyType({role: _file(entry) for role, entry in fields["files"].items()}),
         obsolete=tuple(map(_path, fields["obsolete"])),
@@ -157,15 +171,15 @@ def _file(value: Any) -> File:
     fields = _checked(value, _FILE_TYPES)
     if not _NAME.fullmatch(fields["name"]):
         raise ValueError(f"file name {fields['name']!r}")
-    if fields["offset"] > CAP or fields["tail_crc"] > 2**32 - 1:
-        raise ValueError(f"offset {fields['offset']}, tail_crc {fields['tail_crc']} of {fields['name']}")
-    return File(fields["name"], fields["offset"], fields["size"], fields["tail_crc"], fields["checked"])
+    if fields["offset"] > CAP or max(fields["tail_crc"], fields["blocks_crc"]) > 2**32 - 1:
+        raise ValueError(f"offset {fields['offset']}, checksums {fields['tail_crc']}, {fields['blocks_crc']}")
+    return File(**{key: fields[key] for key in _FILE_TYPES})
 
 
 def _codec(value: Any) -> Codec:
     fields = _checked(value, {"name": str, "level": int})
-    if fields["name"] != "zstd":
-        raise ValueError(f"codec {fields['name']!r}")
+    if fields["name"] != "zstd" or not 1 <= fields["level"] <= MOST_LEVEL:
+        raise ValueError(f"codec {fields['name']!r}, level {fields['level']}")
     return Codec(fields["name"], fields["level"])
 
 
@@ -174,6 +188,12 @@ def _building(value: Any) -> Building:
     if fields.get("boot_id") is not None:
         _checked(value, {"boot_id": str})
     return Building(fields.get("boot_id"), fields["upgrade"])
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"lost is {value!r}")
+    return value
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -198,7 +218,9 @@ def _check_kind(manifest: Manifest) -> None:
     is_text = manifest.kind in (BYTES, STRINGS)
     if (manifest.codec is not None and not is_text) or (is_text and (manifest.ndim, manifest.mixed) != (1, False)):
         raise ValueError(f"a {manifest.kind} map with codec {manifest.codec}, ndim {manifest.ndim}")
-    if manifest.length and (manifest.kind == DENSE) != (manifest.sample_shape is not None):
+    if is_text and manifest.dtype is not None and manifest.dtype != np.uint8:  # numpy: float64 == None
+        raise ValueError(f"dtype {manifest.dtype} in a {manifest.kind} map")
+    if (manifest.length or manifest.kind != DENSE) and (manifest.kind == DENSE) != (manifest.sample_shape is not None):
         raise ValueError(f"sample_shape {manifest.sample_shape} in a {manifest.kind} map")
 
 
@@ -220,11 +242,13 @@ def _check_names(manifest: Manifest) -> None:
 
 def _check_sizes(manifest: Manifest) -> None:
     """Counts, shapes and file sizes have to agree before anything is mapped."""
+    if manifest.sample_shape is not None:
+        check_shape(manifest.itemsize, (manifest.length, *manifest.sample_shape))
     for role, file in manifest.files.items():
         if role == DICTIONARY:
+            if file.size > MOST_DICTIONARY:
+                raise ValueError(f"a dictionary of {file.size} bytes, expected at most {MOST_DICTIONARY}")
             continue
         dtype, shape = manifest.layout(role)
-        if 0 in shape and math.prod(axis or 1 for axis in shape) * dtype.itemsize > MAX_INT:  # as numpy counts
-            raise ValueError(f"shape {shape} of {dtype} is too large")
         if math.prod(shape) * dtype.itemsize != file.size:
             raise ValueError(f"{file.name} has {file.size} bytes, expected shape {shape} of {dtype}")

@@ -1,17 +1,28 @@
 """Every call that changes a disk, and the few that open files for reading.
 
 The rest of the package reaches the disk through these functions only, by their module (`disk.replace(...)`), so
-that a test can record, fail or kill at each one. None of them retries: what fails raises the `OSError` of the
-operating system.
+that a test can record, fail or kill at each one. None of them retries: what the operating system refuses is a
+`DiskError`, `SyncError`, `MapPermissionError` or `MapNotFoundError` with its errno and the name of the file.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
+from types import TracebackType
 
-from mmap_ninja.errors import ForeignFileError, MapCorruptError, MapPathError, MapPermissionError, SyncError
+from mmap_ninja.errors import (
+    DiskError,
+    ForeignFileError,
+    MapCorruptError,
+    MapNotFoundError,
+    MapPathError,
+    MapPermissionError,
+    SyncError,
+)
 
 try:
     import fcntl
@@ -25,21 +36,64 @@ _BASE_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getat
 _READ_FLAGS = os.O_RDONLY | _BASE_FLAGS | getattr(os, "O_NONBLOCK", 0)
 
 
+_paths: dict[int, str] = {}  # of the descriptors that were opened to write, for the errors
+
+
+class explained:
+    """What the operating system refuses in the block is raised as an error of this package, its errno kept.
+
+    Except for a file that is there already, or not a folder: those mean something else at each place. (A class,
+    because opening a map goes through four of these, and a generator takes three times as long.)
+    """
+
+    __slots__ = ("_path", "_what")
+
+    def __init__(self, path: str, what: str = "write this part of a map") -> None:
+        self._path, self._what = path, what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, OSError) or isinstance(error, FileExistsError | NotADirectoryError):
+            return
+        if isinstance(error, PermissionError):
+            raise MapPermissionError(error.errno, f"no permission to {self._what}", self._path) from error
+        if isinstance(error, FileNotFoundError):
+            raise MapNotFoundError(error.errno, f"cannot {self._what}: it is gone", self._path) from error
+        raise DiskError(error.errno, f"cannot {self._what}: {error.strerror}", self._path) from error
+
+
 def open_to_read(path: str) -> tuple[int, int]:
     """Open a regular file; returns its descriptor and its size in bytes."""
+    with explained(path, "read this part of a map"):
+        fd = _opened(path, _READ_FLAGS)
+    return fd, _size(fd, path)
+
+
+def _opened(path: str, flags: int) -> int:
+    """A descriptor of the file, if no symbolic link leads there."""
     try:
-        fd = os.open(path, _READ_FLAGS)
-    except PermissionError as error:
-        raise MapPermissionError(error.errno, "no permission to read this part of a map", path) from error
+        return os.open(path, flags, 0o666)
+    except FileNotFoundError:
+        raise
     except OSError as error:
         if os.path.islink(path):
             raise MapCorruptError(f"{path} is a symbolic link, expected a regular file") from error
+        if error.errno in (errno.ENXIO, errno.EISDIR):  # a socket, a folder
+            raise MapCorruptError(f"{path} is not a regular file") from error
         raise
+
+
+def _size(fd: int, path: str) -> int:
+    """The size of an open file in bytes; what is no regular file is closed and refused."""
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
-        os.close(fd)
+        close_read(fd)
         raise MapCorruptError(f"{path} is not a regular file")
-    return fd, status.st_size
+    return status.st_size
 
 
 def read_small(path: str, cap: int) -> bytes:
@@ -48,8 +102,36 @@ def read_small(path: str, cap: int) -> bytes:
     try:
         if size > cap:
             raise MapCorruptError(f"{path} has {size} bytes, expected at most {cap}")
-        return os.read(fd, size)
+        with explained(path, "read this part of a map"):
+            return os.read(fd, size)
     finally:
+        close_read(fd)
+
+
+def read_into(fd: int, view: memoryview, offset: int, path: str) -> None:
+    """Fill a buffer with the bytes of a file from `offset` on; one that ends before that raises `MapCorruptError`."""
+    done = 0
+    while done < len(view):
+        with explained(path, "read this part of a map"):
+            count = _read_once(fd, view[done:], offset + done)
+        if count == 0:
+            raise MapCorruptError(f"{path} has {offset + done} bytes, expected at least {offset + len(view)}")
+        done += count
+
+
+def _read_once(fd: int, view: memoryview, offset: int) -> int:
+    """Read some of the bytes; returns how many."""
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [view], offset)
+    os.lseek(fd, offset, os.SEEK_SET)  # Windows
+    raw = os.read(fd, len(view))
+    view[: len(raw)] = raw
+    return len(raw)
+
+
+def close_read(fd: int) -> None:
+    """Close a descriptor that was opened to read: nothing can be lost by that."""
+    with suppress(OSError):
         os.close(fd)
 
 
@@ -63,18 +145,22 @@ def make_folder(path: str) -> None:
         raise MapPathError(f"{above} is a file, expected the folder of a map")
     for folder in reversed(missing):
         try:
-            os.mkdir(folder)
+            with explained(folder, "make this folder"):
+                os.mkdir(folder)
         except FileExistsError:  # made by somebody else meanwhile
             continue
-        except PermissionError as error:
-            raise MapPermissionError(error.errno, "no permission to make this folder", folder) from error
-        sync_folder(os.path.dirname(folder) or ".")
+        try:
+            sync_folder(os.path.dirname(folder) or ".")
+        except SyncError:  # whoever finds the folder would take it for durable
+            remove_empty_folder(folder)
+            raise
 
 
 def create_temporary(path: str, start: bytes) -> int:
     """Create a file that is never mapped and never read in place, such as the next manifest.
 
-    One that is there is written over if it is a leftover of ours: it begins as `start` does, or with nothing.
+    One that is there is removed if it is a leftover of ours: it begins as `start` does, or with nothing. It is not
+    written over: after a power cut, the old content could be back under the new name.
     """
     try:
         return _open_to_change(path, os.O_CREAT | os.O_EXCL)
@@ -82,7 +168,9 @@ def create_temporary(path: str, start: bytes) -> int:
         found = read_small(path, _SMALL)[: len(start)]
         if found != start[: len(found)] and any(found):
             raise ForeignFileError(f"{path} is not of a map, but has the name of one of its files") from None
-    return _open_to_change(path, os.O_CREAT | os.O_TRUNC)
+    with explained(path):
+        os.unlink(path)
+    return _open_to_change(path, os.O_CREAT | os.O_EXCL)
 
 
 def open_to_write(path: str, create: bool = False) -> int:
@@ -91,15 +179,27 @@ def open_to_write(path: str, create: bool = False) -> int:
 
 
 def _open_to_change(path: str, flags: int) -> int:
-    try:
-        return os.open(path, os.O_RDWR | flags | _BASE_FLAGS, 0o666)
-    except PermissionError as error:
-        raise MapPermissionError(error.errno, "no permission to write this part of a map", path) from error
+    with explained(path):
+        fd = _opened(path, os.O_RDWR | flags | _BASE_FLAGS)
+    _size(fd, path)  # a FIFO or a device under one of our names is not written to
+    _paths[fd] = path
+    return fd
 
 
 def close(fd: int) -> None:
     """Close a descriptor that was opened to write."""
-    os.close(fd)
+    with explained(_paths.pop(fd, "")):
+        os.close(fd)
+
+
+def cut(fd: int, size: int) -> None:
+    """Give back what lies past the first `size` bytes of a file; never makes it longer.
+
+    Only for bytes that no manifest has named: nobody has those mapped.
+    """
+    with explained(_paths[fd]):
+        if os.fstat(fd).st_size > size:
+            os.ftruncate(fd, size)
 
 
 _SMALL = 1 << 20
@@ -121,7 +221,8 @@ def write_at(fd: int, chunks: Sequence[Buffer], offset: int) -> None:
     views = [memoryview(chunk) for chunk in chunks]
     first = 0
     while first < len(views):
-        written = _write_once(fd, views[first : first + _AT_ONCE], offset)
+        with explained(_paths[fd]):
+            written = _write_once(fd, views[first : first + _AT_ONCE], offset)
         offset += written
         while first < len(views) and written >= len(views[first]):
             written -= len(views[first])
@@ -139,34 +240,46 @@ def _full_sync(fd: int) -> None:
 
 def sync_data(fd: int) -> None:
     """Make the content of a file durable, and its size where that changed."""
-    try:
+    with _syncing(_paths[fd]):
         os.fdatasync(fd) if hasattr(os, "fdatasync") else _full_sync(fd)
-    except OSError as error:
-        raise SyncError(error.errno, f"a sync failed: {error.strerror}") from error
 
 
 def sync(fd: int) -> None:
     """Make the content and all attributes of a file durable."""
-    try:
+    with _syncing(_paths[fd]):
         _full_sync(fd)
-    except OSError as error:
-        raise SyncError(error.errno, f"a sync failed: {error.strerror}") from error
+
+
+class _syncing(explained):
+    """The same for a sync."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError):
+            raise SyncError(error.errno, f"a sync failed: {error.strerror}", self._path) from error
 
 
 def sync_folder(path: str) -> None:
     """Make the names in a folder durable."""
     if os.name == "nt":  # a folder cannot be opened there; NTFS journals names by itself
         return
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    with explained(path, "open this folder to sync it"):
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
-        sync(fd)
+        with _syncing(path):
+            _full_sync(fd)
+    except SyncError as error:
+        if error.errno != errno.EINVAL:  # how a file system says that it has no sync for folders
+            raise
     finally:
-        os.close(fd)
+        close_read(fd)
 
 
 def replace(source: str, target: str) -> None:
     """Give `target` the content of `source` in one step: the commit point."""
-    os.replace(source, target)
+    with explained(target):
+        os.replace(source, target)
 
 
 def remove(folder: str, name: str) -> None:
@@ -177,9 +290,14 @@ def remove(folder: str, name: str) -> None:
         if os.path.islink(parent):
             return
     try:
-        os.unlink(path)
+        with explained(path, "remove this part of a map"):
+            os.unlink(path)
     except (FileNotFoundError, NotADirectoryError):
         return
+    except DiskError as error:
+        if error.errno == errno.EISDIR:  # a folder of that name is none of ours
+            return
+        raise
     if parent != folder:
         remove_empty_folder(parent)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -43,22 +44,34 @@ def _checked(described: Any) -> np.dtype[Any]:
     if isinstance(described, str):
         dtype = _named_dtype(described)
     elif isinstance(described, list):
-        dtype = np.dtype(np.lib.format.descr_to_dtype(_tuples(described)))
+        dtype = np.dtype(np.lib.format.descr_to_dtype(_tuples(described, [0], 0)))
     else:
         raise ValueError(f"dtype {described!r}")
-    if dtype.hasobject or dtype.itemsize == 0 or dtype.subdtype is not None:
+    is_generic = dtype.kind in "mM" and np.datetime_data(dtype)[0] == "generic"
+    if dtype.hasobject or dtype.itemsize == 0 or dtype.subdtype is not None or is_generic:
         raise ValueError(f"dtype {described!r} cannot be mapped")
     return dtype
 
 
+# All that may stand in a file: numpy's `str` of a dtype, its `name` (format 1), and names of ml_dtypes. Other text
+# numpy would read as an expression ("2i4", "(2,3)f4,i1"), which it hands to Python's compiler.
+_UNIT = r"(?:\[[0-9]{0,9}[A-Za-z]{1,2}(?:/[0-9]{1,9})?\])"
+_DESCR = re.compile(rf"[<>|=]?(?:[biufcSUV][0-9]{{1,10}}|[mM]8{_UNIT}?)")
+_PLAIN = re.compile(rf"bool|(?:u?int|float|complex|str|bytes|void)[0-9]{{1,10}}|(?:datetime|timedelta)64{_UNIT}?")
+_EXTENDED = re.compile(r"b?float[0-9][a-z0-9_]{0,30}|u?int[0-9]")
+_MOST_FIELDS = 4096
+_MOST_LEVELS = 32
+
+
 def _named_dtype(name: str) -> np.dtype[Any]:
-    try:
-        dtype: np.dtype[Any] = np.dtype(name)
-    except TypeError:
+    if _DESCR.fullmatch(name) or _PLAIN.fullmatch(name):
+        try:
+            return np.dtype(name)
+        except TypeError:
+            pass
+    if _EXTENDED.fullmatch(name):
         return _extended_dtype(name)
-    if dtype.names is not None:
-        raise ValueError(f"dtype {name!r}")
-    return dtype
+    raise ValueError(f"dtype {name!r} is unknown")
 
 
 def _extended_dtype(name: str) -> np.dtype[Any]:
@@ -66,24 +79,35 @@ def _extended_dtype(name: str) -> np.dtype[Any]:
     try:
         import ml_dtypes
 
-        dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-        if dtype.name == name:
-            return dtype
-    except (ImportError, AttributeError, TypeError):
+        scalar = getattr(ml_dtypes, name)
+        if isinstance(scalar, type) and issubclass(scalar, np.generic):
+            return np.dtype(scalar)
+    except (ImportError, AttributeError):
         pass
     raise ValueError(f"dtype {name!r} is unknown here; where it is one of ml_dtypes, install that")
 
 
-def _tuples(described: Any) -> Any:
-    """JSON has lists only: a descr is a list of tuples, in which a shape is a tuple and a nested descr a list."""
+def _tuples(described: Any, seen: list[int], depth: int) -> Any:
+    """JSON has lists only: a descr is a list of tuples, in which a shape is a tuple and a nested descr a list.
+
+    `seen` counts the fields.
+    """
+    if depth > _MOST_LEVELS:
+        raise ValueError(f"a dtype nested more than {_MOST_LEVELS} deep")
     fields = []
     for entry in described:
+        seen[0] += 1
+        if seen[0] > _MOST_FIELDS:
+            raise ValueError(f"a dtype of more than {_MOST_FIELDS} fields")
         if not isinstance(entry, list) or not 2 <= len(entry) <= 3:
             raise ValueError(f"dtype field {entry!r}")
         name, kind, *shape = entry
         name = tuple(name) if isinstance(name, list) else name
-        kind = _tuples(kind) if isinstance(kind, list) else kind
-        if not isinstance(kind, str | list) or not all(isinstance(s, list) for s in shape):
+        if isinstance(kind, list):
+            kind = _tuples(kind, seen, depth + 1)
+        elif not isinstance(kind, str) or not _DESCR.fullmatch(kind):
+            raise ValueError(f"dtype field {entry!r}")
+        if not all(isinstance(axes, list) and len(axes) <= 32 for axes in shape):
             raise ValueError(f"dtype field {entry!r}")
         fields.append((name, kind, *(tuple(s) for s in shape)))
     return fields

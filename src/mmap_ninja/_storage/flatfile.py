@@ -6,7 +6,7 @@ import mmap
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -59,11 +59,12 @@ class MappedFile:
         try:
             if size < file.end:
                 raise MapCorruptError(f"{path} has {size} bytes, expected at least {file.end}")
-            self._map = mmap.mmap(fd, file.end, access=mmap.ACCESS_READ, **_MAP_OPTIONS)
+            with disk.explained(path, "map this part of a map"):
+                self._map = mmap.mmap(fd, file.end, access=mmap.ACCESS_READ, **_MAP_OPTIONS)
         except (OverflowError, ValueError) as error:
             raise MapCorruptError(f"{path} cannot be mapped: {error}") from error
         finally:
-            os.close(fd)
+            disk.close_read(fd)
         self.bytes, self.whole = memoryview(self._map)[file.offset :], self._map
 
     def will_need(self, ranges: Iterable[tuple[int, int]]) -> None:
@@ -72,8 +73,10 @@ class MappedFile:
             return
         advice, page = mmap.MADV_WILLNEED, mmap.PAGESIZE
         for start, stop in ranges:
+            start, stop = max(start, 0), min(stop, len(self.bytes))  # what a wrong index says is for the reader
             first = (self.offset + start) // page * page
-            self._map.madvise(advice, first, self.offset + stop - first)
+            if start < stop:
+                self._map.madvise(advice, first, self.offset + stop - first)
 
 
 def appended(file: File, chunks: Sequence[Buffer]) -> tuple[File, bytes]:
@@ -87,28 +90,64 @@ def appended(file: File, chunks: Sequence[Buffer]) -> tuple[File, bytes]:
             view, crc, room = view[room:], 0, BLOCK
         crc = zlib.crc32(view, crc)
         room -= len(view)
-    size = file.size + sum(map(len, chunks))
-    return replace(file, size=size, tail_crc=crc), np.array(complete, "<u4").tobytes()
+    size, crcs = file.size + sum(map(len, chunks)), np.array(complete, "<u4").tobytes()
+    return replace(file, size=size, tail_crc=crc, blocks_crc=zlib.crc32(crcs, file.blocks_crc)), crcs
+
+
+def read_part(folder: str, file: File, start: int, size: int) -> bytes:
+    """Bytes of a file, counted from its first one, read without a mapping."""
+    if size == 0:
+        return b""
+    path = f"{folder}/{file.name}"
+    fd, found = disk.open_to_read(path)
+    try:
+        if found < start + size:  # before anything is allocated
+            raise MapCorruptError(f"{path} has {found} bytes, expected at least {start + size}")
+        raw = bytearray(size)
+        disk.read_into(fd, memoryview(raw), start, path)
+    finally:
+        disk.close_read(fd)
+    return bytes(raw)
 
 
 def complete_crcs(folder: str, file: File) -> np.ndarray[Any, Any]:
-    """The recorded checksums of the complete blocks."""
-    count = file.size // BLOCK
-    if count == 0:
-        return np.empty(0, "<u4")
-    crcs = MappedFile(folder, File(file.crc_name, size=4 * count))
-    return np.frombuffer(crcs.bytes, "<u4")
+    """The recorded checksums of the complete blocks, if they are those that the manifest vouches for."""
+    raw = read_part(folder, File(file.crc_name), 0, 4 * (file.size // BLOCK))
+    if zlib.crc32(raw) != file.blocks_crc:
+        raise MapCorruptError(
+            f"{os.path.join(folder, file.crc_name)} is damaged: checksum {zlib.crc32(raw):08x}, "
+            f"expected {file.blocks_crc:08x}"
+        )
+    return np.frombuffer(raw, "<u4") if raw else np.empty(0, "<u4")
+
+
+def bad_blocks(folder: str, file: File, tick: Callable[[int], object] = id) -> Iterator[tuple[int, int, int]]:
+    """The number, the checksum found and the one expected of each block whose bytes are not those that were written.
+
+    Reads the file instead of mapping it, so that a device that fails is a `DiskError`, not a signal; `tick` hears of
+    each number of bytes that was read. Raises `MapCorruptError` where the file or its checksums are cut or damaged.
+    """
+    expected = [*complete_crcs(folder, file).tolist(), *([file.tail_crc] if file.size % BLOCK else [])]
+    if not expected:
+        return
+    path, buffer = f"{folder}/{file.name}", memoryview(bytearray(min(BLOCK, file.size)))
+    fd, _ = disk.open_to_read(path)
+    try:
+        for number, crc in enumerate(expected):
+            part = buffer[: file.size - number * BLOCK]
+            disk.read_into(fd, part, file.offset + number * BLOCK, path)
+            found = zlib.crc32(part)
+            if found != crc:
+                yield number, found, crc
+            tick(len(part))
+    finally:
+        disk.close_read(fd)
 
 
 def check_blocks(folder: str, file: File) -> None:
     """Compare every byte of a file with its checksums; raises `MapCorruptError` at the first bad block."""
-    values, expected = MappedFile(folder, file).bytes, complete_crcs(folder, file).tolist()
-    if file.size % BLOCK:
-        expected.append(file.tail_crc)
-    for number, crc in enumerate(expected):
-        found = zlib.crc32(values[number * BLOCK : (number + 1) * BLOCK])
-        if found != crc:
-            raise MapCorruptError(
-                f"{os.path.join(folder, file.name)} is damaged in block {number} of {BLOCK} bytes: "
-                f"checksum {found:08x}, expected {crc:08x}"
-            )
+    for number, found, expected in bad_blocks(folder, file):
+        raise MapCorruptError(
+            f"{os.path.join(folder, file.name)} is damaged in block {number} of {BLOCK} bytes: "
+            f"checksum {found:08x}, expected {expected:08x}"
+        )

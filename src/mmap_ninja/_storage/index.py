@@ -26,7 +26,7 @@ Row = Callable[[int], tuple[int, ...]]
 Unpack = Callable[[Any, int], tuple[int, ...]]
 Table = np.ndarray[Any, np.dtype[np.int64]]
 
-SALVAGE = "`upgrade --salvage` of a later version will rescue what is whole"  # of a folder that 0.9.0 has torn
+SALVAGE = "`python -m mmap_ninja upgrade --salvage` rescues what is whole"  # of a folder that 0.9.0 has torn
 OUT_OF_RANGE = (struct_error, OverflowError)
 
 MISSING = -1  # an axis that a sample of a mixed map does not have, a raw size that the index does not know
@@ -160,7 +160,10 @@ class ShapeColumns(_Columns):
         table = np.full((stop - first, 1 + self.ndim), MISSING, np.int64)
         for at, i in enumerate(range(first, stop)):
             row = self.row(i)
-            table[at, : len(row)] = row
+            try:
+                table[at, : len(row)] = row
+            except OverflowError:
+                raise MapCorruptError(f"sample {i} is said to lie at {row}; {SALVAGE}") from None
         return table
 
 

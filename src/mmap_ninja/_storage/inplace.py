@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import zlib
+from contextlib import suppress
 from dataclasses import replace
 from types import MappingProxyType
 
 from mmap_ninja._storage import disk
-from mmap_ninja._storage.flatfile import BLOCK, MappedFile
+from mmap_ninja._storage.flatfile import BLOCK, MappedFile, complete_crcs
 from mmap_ninja._storage.manifest import DATA, File
 from mmap_ninja._storage.writer import Writer
+from mmap_ninja.errors import MapChangedError
 
 
 def mark_unchecked(writer: Writer) -> None:
@@ -24,12 +26,12 @@ class InPlace:
 
     def __init__(self, writer: Writer) -> None:
         file = writer.state.files[DATA]
-        self._may_check = file.checked
-        mark_unchecked(writer)
-        self._generation, self._file = writer.state.generation, file
-        self._path, self._owner = os.path.join(writer.folder, file.name), os.getpid()
-        self._blocks: set[int] = set()
+        self._may_check, self._path = file.checked, os.path.join(writer.folder, file.name)
         self._fd = disk.open_to_write(self._path)
+        mark_unchecked(writer)  # the last thing that can fail before a byte is written
+        self._state, self._file = (writer.state.id, writer.state.generation), file
+        self._owner = os.getpid()
+        self._blocks: set[int] = set()
 
     def write(self, at: int, raw: memoryview) -> None:
         """Overwrite bytes of the data, `at` bytes from its first value."""
@@ -42,8 +44,11 @@ class InPlace:
         If anybody else has changed the map meanwhile, it stays marked as not checksummed: their assignments would
         be vouched for unseen.
         """
+        if writer.state.files[DATA].name != self._file.name:  # copied, because a sync of another handle has failed
+            raise MapChangedError(f"{self._path} has been replaced: assign to the map that is there now, once more")
         disk.sync_data(self._fd)
-        if self._may_check and writer.state.generation == self._generation and os.getpid() == self._owner:
+        state = writer.state.id, writer.state.generation
+        if self._may_check and state == self._state and os.getpid() == self._owner:
             file = self._renewed(writer.folder)
             writer.change(files=MappingProxyType({**writer.state.files, DATA: file}))
 
@@ -53,6 +58,9 @@ class InPlace:
         tail = file.size // BLOCK
         file = replace(file, tail_crc=crcs.pop(tail, file.tail_crc))
         if crcs:
+            complete = complete_crcs(folder, file).copy()
+            complete[list(crcs)] = list(crcs.values())
+            file = replace(file, blocks_crc=zlib.crc32(complete.tobytes()))
             fd = disk.open_to_write(os.path.join(folder, file.crc_name))
             try:
                 for block, crc in sorted(crcs.items()):
@@ -62,6 +70,13 @@ class InPlace:
                 disk.close(fd)
         return file
 
+    def close(self) -> None:
+        """Let go of the file; a second call does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with suppress(OSError):  # what counts was synced, or somebody has heard that it was not
+                disk.close(fd)
+
     def __del__(self) -> None:
         if hasattr(self, "_fd"):
-            disk.close(self._fd)
+            self.close()

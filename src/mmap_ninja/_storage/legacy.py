@@ -19,6 +19,7 @@ import numpy as np
 
 from mmap_ninja._storage import disk
 from mmap_ninja._storage.dtypes import parse_dtype
+from mmap_ninja._storage.flatfile import MappedFile
 from mmap_ninja._storage.index import SALVAGE
 from mmap_ninja._storage.manifest import (
     DATA,
@@ -26,11 +27,14 @@ from mmap_ninja._storage.manifest import (
     DICTIONARY,
     MAX_AXES,
     MAX_INT,
+    MOST_DICTIONARY,
+    MOST_LEVEL,
     RAGGED,
     STRINGS,
     Codec,
     File,
     Manifest,
+    check_shape,
 )
 from mmap_ninja.errors import MapCorruptError, MapKindError
 
@@ -62,29 +66,45 @@ class _Array:
     order: str
 
 
-def read(folder: str, keys: Keys) -> Manifest | None:
-    """The state of a folder of format 1; None where there is none. Raises `MapCorruptError`, `MapKindError`."""
+@dataclass(frozen=True)
+class Torn:
+    """How to read a folder that 0.9.0 was interrupted in: each file counts for as much as it has bytes for.
+
+    `sample_shape` is that of a dense map, where nothing on the disk tells it any more.
+    """
+
+    sample_shape: tuple[int, ...] | None = None
+
+
+def read(folder: str, keys: Keys, torn: Torn | None = None) -> Manifest | None:
+    """The state of a folder of format 1; None where there is none. Raises `MapCorruptError`, `MapKindError`.
+
+    With `torn`, its columns may be of different lengths, and nothing is said of where samples lie.
+    """
     kind = _text(folder, KIND)
     if kind is None:
         return None
     if kind == "numpy":
-        return _dense(folder)
+        return _dense(folder, torn)
     if kind == "ragged":
-        return _ragged(folder, keys)
+        return _ragged(folder, keys, torn)
     if kind == "string":
-        return _strings(folder, keys)
+        return _strings(folder, keys, torn)
     raise MapKindError(f"{folder} holds an unknown kind of map, {kind!r}")
 
 
 def _id(folder: str) -> str:
     """A name for a map that has none: that of its data file, which stays when the folder is upgraded."""
     path = os.path.join(folder, "data.ninja")
-    status = os.stat(path, follow_symlinks=False)
+    try:
+        status = os.stat(path, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _corrupt(folder, "data.ninja", "is missing") from None
     return f"{status.st_dev % 2**64:016x}{status.st_ino % 2**64:016x}"
 
 
-def _dense(folder: str) -> Manifest:
-    array = _array(folder, "")
+def _dense(folder: str, torn: Torn | None) -> Manifest:
+    array = _array(folder, "", torn)
     return Manifest(
         kind=DENSE,
         id=_id(folder),
@@ -97,27 +117,34 @@ def _dense(folder: str) -> Manifest:
     )
 
 
-def _ragged(folder: str, keys: Keys) -> Manifest:
-    data = _array(folder, "")
-    starts, counts, ends = (_column(folder, key) for key in (keys.starts, keys.flattened_shapes, keys.ends))
+_ROWS = Torn(())  # of columns and data of one axis
+
+
+def _ragged(folder: str, keys: Keys, torn: Torn | None) -> Manifest:
+    torn = torn and _ROWS
+    data = _array(folder, "", torn)
+    starts, counts, ends = (_column(folder, key, torn) for key in (keys.starts, keys.flattened_shapes, keys.ends))
     files = {DATA: data.file, "starts": starts.file, "counts": counts.file}
+    if torn is not None:
+        files["ends"] = ends.file
     flat = _integer(folder, "shapes_are_flat.ninja")
     names = [*_DENSE_FILES, "shapes_are_flat.ninja"]
     for key in (keys.starts, keys.ends, keys.flattened_shapes, keys.shapes):
         names += [f"{key}/{name}" for name in _DENSE_FILES]
     if flat:
-        shapes = _column(folder, keys.shapes)
+        shapes = _column(folder, keys.shapes, torn)
         files["shapes"], lengths = shapes.file, [starts, counts, ends, shapes]
     else:
         inside = f"{keys.shapes}/starts", f"{keys.shapes}/ends", f"{keys.shapes}/flattened_shapes"
-        begins, stops, sizes = (_column(folder, key) for key in inside)
-        files["shape_values"] = _array(folder, keys.shapes).file
+        begins, stops, sizes = (_column(folder, key, torn) for key in inside)
+        files["shape_values"] = _array(folder, keys.shapes, torn).file
         files["shape_starts"], files["shape_ends"] = begins.file, stops.file
         lengths = [starts, counts, ends, begins, stops, sizes]
         names += [f"{keys.shapes}/shapes_are_flat.ninja"]
         names += [f"{keys.shapes}/{key}/{name}" for key in _INNER for name in _DENSE_FILES]
-    _same_length(folder, lengths)
-    _check_end(folder, ends, math.prod(data.shape))
+    if torn is None:
+        _same_length(folder, lengths)
+        _check_end(folder, ends, math.prod(data.shape))
     return Manifest(
         kind=RAGGED,
         id=_id(folder),
@@ -133,9 +160,8 @@ def _ragged(folder: str, keys: Keys) -> Manifest:
 _INNER = ("starts", "ends", "flattened_shapes", "shapes")
 
 
-def _strings(folder: str, keys: Keys) -> Manifest:
-    starts, ends = _column(folder, keys.starts), _column(folder, keys.ends)
-    _same_length(folder, [starts, ends])
+def _strings(folder: str, keys: Keys, torn: Torn | None) -> Manifest:
+    starts, ends = (_column(folder, key, torn and _ROWS) for key in (keys.starts, keys.ends))
     level = _text(folder, "zstd_level.ninja")
     files = {
         DATA: File("data.ninja", size=_size(folder, "data.ninja"), checked=False),
@@ -143,26 +169,44 @@ def _strings(folder: str, keys: Keys) -> Manifest:
         "ends": ends.file,
     }
     names = [KIND, "data.ninja", "zstd_level.ninja", "zstd_dict.ninja"]
-    if level is not None and os.path.exists(os.path.join(folder, "zstd_dict.ninja")):
+    if level is not None and os.path.lexists(os.path.join(folder, "zstd_dict.ninja")):
         size = _size(folder, "zstd_dict.ninja")
+        if size > MOST_DICTIONARY:
+            raise _corrupt(folder, "zstd_dict.ninja", f"has {size} bytes, expected at most {MOST_DICTIONARY}")
         files[DICTIONARY] = File("zstd_dict.ninja", size=size, checked=False)
-    _check_end(folder, ends, files[DATA].size)
+    if torn is None:
+        _same_length(folder, [starts, ends])
+        _check_end(folder, ends, files[DATA].size)
     return Manifest(
         kind=STRINGS,
         id=_id(folder),
         length=starts.shape[0],
         dtype=np.dtype(np.uint8),
         ndim=1,
-        codec=None if level is None else Codec("zstd", _number(folder, level)),
+        codec=None if level is None else _codec(_number(folder, level)),
         files=MappingProxyType(files),
         format_1=tuple(names + [f"{key}/{name}" for key in (keys.starts, keys.ends) for name in _DENSE_FILES]),
     )
 
 
-def _array(folder: str, sub: str) -> _Array:
+def _codec(level: int) -> Codec:
+    """With a level for what is appended: 0.9.0 also took 0, zstd's default, and negative ones, which are for speed."""
+    return Codec("zstd", 3 if level == 0 else min(max(level, 1), MOST_LEVEL))
+
+
+def _array(folder: str, sub: str, torn: Torn | None = None) -> _Array:
     """One dense map, its size compared with its shape. More bytes than the shape says are fine."""
     path = os.path.join(folder, sub)
+    above = path
+    while len(above) > len(folder) and sub:
+        if os.path.islink(above):
+            raise MapCorruptError(f"{above} is a symbolic link, expected a folder")
+        above = os.path.dirname(above)
     raw = _bytes(path, "shape.ninja")
+    if torn is not None and (len(raw) % 8 or not raw):  # it was being written
+        if torn.sample_shape is None:
+            raise _corrupt(path, "shape.ninja", f"has {len(raw)} bytes: give the shape of a sample, `sample_shape`")
+        raw = np.array((0, *torn.sample_shape), "<u8").tobytes()
     if len(raw) % 8 or not 8 <= len(raw) <= 8 * (1 + MAX_AXES):
         raise _corrupt(path, "shape.ninja", f"has {len(raw)} bytes, expected 8 for each axis")
     shape = tuple(np.frombuffer(raw, "<u8").tolist())
@@ -174,15 +218,22 @@ def _array(folder: str, sub: str) -> _Array:
     order = _bytes(path, "order.ninja").decode("utf-8", "replace")
     if order not in ("C", "F"):
         raise _corrupt(path, "order.ninja", f"is {order!r}, expected 'C' or 'F'")
-    expected, found = math.prod(shape) * dtype.itemsize, _size(path, "data.ninja")
+    try:
+        check_shape(dtype.itemsize, shape)
+    except ValueError as error:
+        raise _corrupt(path, "shape.ninja", f"cannot be used: {error}") from None
+    found = _size(path, "data.ninja")
+    if torn is not None and (order == "C" or len(shape) == 1) and math.prod(shape[1:]):
+        shape = found // (math.prod(shape[1:]) * dtype.itemsize), *shape[1:]
+    expected = math.prod(shape) * dtype.itemsize
     if expected > MAX_INT or found < expected:
         raise _corrupt(path, "data.ninja", f"has {found} bytes, expected {expected} for shape {shape} of {dtype}")
     file = File(os.path.join(sub, "data.ninja").replace(os.sep, "/"), size=expected, checked=False)
     return _Array(file, dtype, shape, order if len(shape) > 1 else "C")
 
 
-def _column(folder: str, key: str) -> _Array:
-    array = _array(folder, key)
+def _column(folder: str, key: str, torn: Torn | None) -> _Array:
+    array = _array(folder, key, torn)
     if array.dtype != np.int64 or math.prod(array.shape[1:]) != 1:
         raise _corrupt(os.path.join(folder, key), "dtype.ninja", f"says {array.dtype} of {array.shape}, expected int64")
     return array
@@ -200,10 +251,11 @@ def _check_end(folder: str, ends: _Array, size: int) -> None:
     """The last sample has to end inside the data."""
     if ends.shape[0] == 0:
         return
-    fd, _ = disk.open_to_read(os.path.join(folder, ends.file.name))
-    with os.fdopen(fd, "rb") as file:
-        file.seek(ends.file.size - 8)
-        last = int.from_bytes(file.read(8), "little", signed=True)
+    try:
+        values = MappedFile(folder, ends.file).bytes
+    except FileNotFoundError:
+        raise _corrupt(folder, ends.file.name, "is missing") from None
+    last = int.from_bytes(values[-8:], "little", signed=True)
     if not 0 <= last <= size:
         raise _corrupt(folder, "data.ninja", f"ends at {size}, but the last sample at {last}")
 
@@ -241,7 +293,7 @@ def _size(folder: str, name: str) -> int:
         fd, size = disk.open_to_read(os.path.join(folder, name))
     except (FileNotFoundError, NotADirectoryError):
         raise _corrupt(folder, name, "is missing") from None
-    os.close(fd)
+    disk.close_read(fd)
     return size
 
 

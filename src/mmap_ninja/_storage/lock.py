@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 from mmap_ninja._storage import disk
@@ -14,12 +16,13 @@ _flock: Callable[[int, int], None] | None
 try:
     import fcntl
 
-    _flock, _EXCLUSIVE = fcntl.flock, fcntl.LOCK_EX | fcntl.LOCK_NB
+    _flock, _EXCLUSIVE, _UNLOCK = fcntl.flock, fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_UN
 except ImportError:  # Windows: best effort, no lock
-    _flock, _EXCLUSIVE = None, 0
+    _flock, _EXCLUSIVE, _UNLOCK = None, 0, 0
 
 LOCK = ".lock"
 _held: set[int] = set()
+_is_changing = threading.Lock()  # no fork falls between opening a descriptor and knowing of it
 
 
 def _close_in_child() -> None:
@@ -27,10 +30,13 @@ def _close_in_child() -> None:
     for fd in _held:
         os.close(fd)
     _held.clear()
+    _is_changing.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_in_child)
+    os.register_at_fork(
+        before=_is_changing.acquire, after_in_parent=_is_changing.release, after_in_child=_close_in_child
+    )
 
 
 class Lock:
@@ -44,8 +50,9 @@ class Lock:
         if isinstance(timeout, bool) or not isinstance(timeout, int | float):
             raise ArgumentTypeError(f"timeout is {timeout!r}, expected a number of seconds")
         self._owner = os.getpid()
-        self._fd: int | None = disk.open_to_write(os.path.join(folder, LOCK), create=True)
-        _held.add(self._fd)
+        with _is_changing:
+            self._fd: int | None = disk.open_to_write(os.path.join(folder, LOCK), create=True)
+            _held.add(self._fd)
         try:
             self._wait(folder, timeout)
         except BaseException:
@@ -73,9 +80,15 @@ class Lock:
     def release(self) -> None:
         """Let the next writer in; a second call does nothing."""
         fd, self._fd = self._fd, None
-        if fd is not None and self._owner == os.getpid():  # a forked child has closed it already
+        if fd is None or self._owner != os.getpid():  # a forked child has closed it already
+            return
+        with _is_changing:
+            with suppress(OSError):
+                if _flock is not None:  # a child between fork and exec has a copy, which closing would not unlock
+                    _flock(fd, _UNLOCK)
             _held.discard(fd)
-            disk.close(fd)
+            with suppress(OSError):
+                disk.close(fd)
 
     def __enter__(self) -> Lock:
         return self

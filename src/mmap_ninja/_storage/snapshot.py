@@ -42,12 +42,12 @@ def find(folder: str, keys: Keys = DEFAULT_KEYS) -> Manifest | None:
     """The newest committed state: of a finished map, else of one that was never finished."""
     try:
         manifest = find_finished(folder, keys) or read_json(folder, BUILDING)
-    except MapCorruptError:  # damaged, or upgraded between two reads
+    except (MapCorruptError, FileNotFoundError):  # damaged, or upgraded between two reads
         manifest = read_json(folder, MANIFEST)
         if manifest is None:
             raise
-    if manifest is None:  # or finished between two reads
-        manifest = read_json(folder, MANIFEST)
+    if manifest is None or manifest.building is not None:  # or finished between two reads
+        manifest = read_json(folder, MANIFEST) or manifest
     if manifest is None and os.path.exists(folder) and not os.path.isdir(folder):
         raise MapPathError(f"{folder} is a file, expected the folder of a map")
     return manifest
@@ -109,24 +109,26 @@ def open_snapshot(
         if id is not None and (manifest.id != id or manifest.length < (length or 0)):
             raise MapChangedError(f"the map at {folder} was replaced since this handle was made; open it again")
         try:
-            snapshot = Snapshot(folder, manifest, length)
-            break
+            return _opened(folder, manifest, length)
         except FileNotFoundError as error:  # replaced between the two reads, or damaged
             newest = find(folder, keys) if state is None else state
             if newest == manifest:
                 raise MapCorruptError(f"{error.filename} is missing, but {folder} names it") from error
             manifest = newest
-    _check_unfinished(snapshot)
-    return snapshot
 
 
-def _check_unfinished(snapshot: Snapshot) -> None:
-    """Nothing of an unfinished map was synced: after a reboot its checksums tell whether it survived."""
-    building = snapshot.manifest.building
-    if building is None or (building.boot_id is not None and building.boot_id == boot_id()):
-        return
-    for file in snapshot.manifest.files.values():
-        try:
-            check_blocks(snapshot.folder, file)
-        except (MapCorruptError, FileNotFoundError) as error:
-            raise MapCorruptError(f"{snapshot.folder} was being built when the machine stopped: {error}") from error
+def _opened(folder: str, manifest: Manifest, length: int | None) -> Snapshot:
+    """The files of a state. Nothing of an unfinished one was synced: after a reboot its checksums are compared."""
+    if manifest.building is None or (manifest.building.boot_id is not None and manifest.building.boot_id == boot_id()):
+        return Snapshot(folder, manifest, length)
+    try:
+        for file in manifest.files.values():
+            check_blocks(folder, file)
+        return Snapshot(folder, manifest, length)
+    except (MapCorruptError, FileNotFoundError) as error:
+        if read_json(folder, BUILDING) != manifest:  # finished, or begun anew, meanwhile
+            raise
+        raise MapCorruptError(
+            f"{folder} was being built when the machine stopped, and not all of it has survived: {error}; "
+            "build it again, without resume=True"
+        ) from error

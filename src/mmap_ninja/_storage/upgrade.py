@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +14,7 @@ from mmap_ninja._storage.commit import (
     Opened,
     append,
     checksum,
+    mark_lost,
     publish,
     remove_files,
     with_header,
@@ -21,9 +22,21 @@ from mmap_ninja._storage.commit import (
     write_rows,
 )
 from mmap_ninja._storage.index import MISSING, Index, tables
-from mmap_ninja._storage.manifest import BUILDING, DATA, DENSE, DICTIONARY, INDEX, Building, File, Manifest
+from mmap_ninja._storage.manifest import (
+    BUILDING,
+    DATA,
+    DENSE,
+    DICTIONARY,
+    INDEX,
+    MANIFEST,
+    Building,
+    File,
+    Manifest,
+)
 from mmap_ninja._storage.snapshot import Snapshot, boot_id, read_json
-from mmap_ninja.errors import ForeignFileError, MapCorruptError
+from mmap_ninja._storage.writer import file_name, foreign_file, numbers, taken_names
+from mmap_ninja.codec import content_size
+from mmap_ninja.errors import MapCorruptError, SyncError
 
 _BYTES_AT_ONCE = 1 << 26
 
@@ -34,37 +47,71 @@ def upgrade(folder: str, old: Manifest) -> Manifest:
     Fortran order of two or more axes has no place in format 2: such data is written anew.
     """
     snapshot = Snapshot(folder, old)
-    is_copied = old.order == "F"
-    kept = {} if is_copied else {DATA: old.files[DATA]}
-    if DICTIONARY in old.files:
-        kept[DICTIONARY] = old.files[DICTIONARY]
-    new = {DATA: File("data.npy")} if is_copied else {}
-    if old.kind != DENSE:
-        new[INDEX] = File("index.npy")
-    _reserve(folder, old, {**kept, **new})
+    interrupted = _interrupted(folder)
+    # Where an earlier upgrade could not sync the data, which 0.9.0 never did, it is copied.
+    is_lost = interrupted is not None and interrupted.lost
+    kept = {role: old.files[role] for role in (DATA, DICTIONARY) if role in old.files and not is_lost}
+    if old.order == "F":
+        kept.pop(DATA, None)
+    copied = [role for role in (DATA, DICTIONARY) if role in old.files and role not in kept]
+    made = [*copied, INDEX] if old.kind != DENSE else copied
+    number = _free_number(folder, made, interrupted)
+    new = {role: File(file_name(role, number)) for role in made}
+    reserved = _reserve(folder, old, {**kept, **new}, interrupted)
     ndim, mixed = (0, False) if old.kind == DENSE else _axes(snapshot.index)
-    state = replace(old, format_1=(), order="C", ndim=ndim, mixed=mixed, files=MappingProxyType(new))
+    state = replace(
+        reserved,
+        lost=False,
+        length=old.length,
+        building=None,
+        ndim=ndim,
+        mixed=mixed,
+        files=MappingProxyType(new),
+    )
     for role, file in kept.items():
         values = snapshot.data.bytes if role == DATA else memoryview(snapshot.dictionary or b"")
         state = state.with_files(**{role: checksum(folder, file, values)})
-    if is_copied:
+    if DATA in copied:
         state = _in_c_order(folder, state, snapshot)
+    if DICTIONARY in copied:
+        with Opened() as opened:
+            state = append(folder, state, DICTIONARY, [snapshot.dictionary or b""], opened)
+            opened.sync()
     if INDEX in new:
         state = state.with_files(**{INDEX: with_header(state, INDEX)})
         state = write_rows(folder, state, _new_rows(snapshot), sync=True)
-    gone = set(old.format_1) - {file.name for file in kept.values()}
+    gone = (set(old.format_1) | set(reserved.obsolete)) - {file.name for file in kept.values()}
     state = replace(state, generation=old.generation + 1, synced=True, obsolete=tuple(sorted(gone)))
     with Opened() as opened:
-        publish(folder, state, opened, sync=True)
+        try:
+            state = publish(folder, state, opened, sync=True, has_news=False)
+        except SyncError:  # `data.ninja` stays as it is: the next try must not believe a sync of it
+            if not os.path.exists(os.path.join(folder, MANIFEST)):
+                mark_lost(folder, reserved, BUILDING)
+            raise
     return state
 
 
-def _reserve(folder: str, old: Manifest, files: dict[str, File]) -> None:
-    """Name the new files before they are made, so that a crash leaves nothing behind that nobody knows."""
+def _interrupted(folder: str) -> Manifest | None:
+    """The upgrade, or the build of another map, that was interrupted here."""
     try:
-        interrupted = read_json(folder, BUILDING)
+        return read_json(folder, BUILDING)
     except MapCorruptError:
-        interrupted = None
+        return None
+
+
+def _free_number(folder: str, roles: Iterable[str], interrupted: Manifest | None) -> int:
+    """The number in the names of new files, which nobody has used."""
+    number = 1 + max(numbers(interrupted.used_names()), default=0) if interrupted is not None else 1
+    while taken := taken_names(folder, roles, number):
+        if interrupted is None and not os.path.lexists(os.path.join(folder, BUILDING)):
+            raise foreign_file(folder, taken[0])
+        number += 1
+    return number
+
+
+def _reserve(folder: str, old: Manifest, files: dict[str, File], interrupted: Manifest | None) -> Manifest:
+    """Name the new files before they are made, so that a crash leaves nothing behind that nobody knows."""
     empty = {role: File(file.name) for role, file in files.items()}
     state = replace(
         old,
@@ -73,14 +120,17 @@ def _reserve(folder: str, old: Manifest, files: dict[str, File]) -> None:
         order="C",
         files=MappingProxyType(empty),
         building=Building(boot_id(), upgrade=True),
+        lost=interrupted is not None and interrupted.lost,
     )
-    if interrupted is not None:
-        remove_files(folder, interrupted.names() - old.names())
-    elif not os.path.lexists(os.path.join(folder, BUILDING)):
-        for path in (os.path.join(folder, name) for name in sorted(state.names() - old.names())):
-            if os.path.lexists(path):
-                raise ForeignFileError(f"{path} is not of the map, but has the name of one of its files")
+    swept = set() if interrupted is None else interrupted.used_names() - old.names()
+    if interrupted is None and not os.path.lexists(os.path.join(folder, BUILDING)):
+        for name in sorted(state.names() - old.names()):
+            if os.path.lexists(os.path.join(folder, name)):
+                raise foreign_file(folder, name)
+    state = replace(state, obsolete=tuple(sorted(swept - state.names())))
     write_manifest(folder, state, BUILDING, sync=True)
+    remove_files(folder, swept)
+    return state
 
 
 def _axes(index: Index) -> tuple[int, bool]:
@@ -96,15 +146,15 @@ def _new_rows(snapshot: Snapshot) -> Iterator[np.ndarray[Any, Any]]:
     values = snapshot.data.bytes
     for table in tables(snapshot.index):
         if snapshot.manifest.codec is not None:
-            import zstandard
-
-            table[:, -1] = [zstandard.frame_content_size(values[at : at + size]) for at, size, _ in table.tolist()]
+            table[:, -1] = [content_size(values[at : at + size]) for at, size, _ in table.tolist()]
         yield table
 
 
 def _in_c_order(folder: str, state: Manifest, snapshot: Snapshot) -> Manifest:
     dtype, shape = state.layout(DATA)
-    values = np.ndarray(shape, dtype, snapshot.data.bytes, order="F")
+    if state.sample_shape is None:  # samples end to end
+        shape = (len(snapshot.data.bytes) // dtype.itemsize,)
+    values = np.ndarray(shape, dtype, snapshot.data.bytes, order="F" if snapshot.manifest.order == "F" else "C")
     rows = max(1, _BYTES_AT_ONCE // max(values.nbytes // max(len(values), 1), 1))
     state = state.with_files(**{DATA: with_header(state, DATA)})
     with Opened() as opened:

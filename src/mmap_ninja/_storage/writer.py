@@ -14,7 +14,7 @@ import numpy as np
 from mmap_ninja._storage.commit import (
     Appends,
     commit,
-    remove_files,
+    sweep,
     with_header,
     write_rows,
 )
@@ -22,6 +22,7 @@ from mmap_ninja._storage.disk import Buffer
 from mmap_ninja._storage.index import tables, widened
 from mmap_ninja._storage.manifest import DATA, DICTIONARY, INDEX, File, Manifest
 from mmap_ninja._storage.snapshot import open_snapshot
+from mmap_ninja.errors import ForeignFileError
 
 _STEMS = {DATA: "data{}.npy", INDEX: "index{}.npy", DICTIONARY: "zstd{}.dict"}
 _NUMBER = re.compile(r"(?:data|index|zstd)(?:-([0-9]{1,9}))?\.(?:npy|crc|dict)")
@@ -65,6 +66,11 @@ def taken_names(folder: str, roles: Iterable[str], number: int) -> list[str]:
     return [name for name in names if os.path.lexists(os.path.join(folder, name))]
 
 
+def foreign_file(folder: str, name: str) -> ForeignFileError:
+    """What is raised where somebody else has taken one of our names."""
+    return ForeignFileError(f"{os.path.join(folder, name)} is not of a map, but has the name of one of its files")
+
+
 class Writer:
     """Adds to one map; whoever has one holds the lock of the folder."""
 
@@ -78,14 +84,14 @@ class Writer:
                 self.state = replace(self.state, **batch.changes)
             return
         appends: dict[str, list[Buffer]] = {}
-        obsolete: set[str] = set()
+        obsolete = self._not_removed()
         new = replace(self.state, **batch.changes)
         files = dict(self.state.files)
         if batch.dictionary is not None:
             appends[DICTIONARY] = [batch.dictionary]
         if batch.rows is not None:
             if self.state.length and new.width > self.state.width:
-                obsolete = {files[INDEX].name, files[INDEX].crc_name}
+                obsolete |= {files[INDEX].name, files[INDEX].crc_name}
                 files[INDEX] = self._wider_index(new, sync=sync)
             appends[INDEX] = [self._placed(batch.rows, new)]
         appends[DATA] = batch.chunks
@@ -98,18 +104,23 @@ class Writer:
         )
         new = new.with_files(**{role: with_header(new, role) for role in appends})
         self._commit(new, appends, sync=sync)
-        remove_files(self.folder, obsolete)
+        sweep(self.folder, obsolete)
 
     def finish(self, *, sync: bool = True) -> None:
         """Publish what is not: every append of a writer is, those of a build are not."""
 
     def change(self, *, sync: bool = True, **fields: Any) -> None:
         """Commit a state that differs in nothing but what it says about itself."""
-        new = replace(self.state, **{"generation": self.state.generation + 1, "obsolete": (), **fields})
+        obsolete = tuple(sorted(self._not_removed() | set(fields.pop("obsolete", ()))))
+        new = replace(self.state, generation=self.state.generation + 1, obsolete=obsolete, **fields)
         self._commit(new, {}, sync=sync)
 
+    def _not_removed(self) -> set[str]:
+        """Obsolete files that are still there: the next state has to name them as well."""
+        return {name for name in self.state.obsolete if os.path.lexists(os.path.join(self.folder, name))}
+
     def _commit(self, new: Manifest, appends: Appends, *, sync: bool) -> None:
-        self.state = commit(self.folder, new, appends, sync=sync)
+        self.state = commit(self.folder, self.state, new, appends, sync=sync)
 
     def _placed(self, rows: np.ndarray[Any, Any], state: Manifest) -> Buffer:
         """The rows with their starts counted from the first value of the map."""

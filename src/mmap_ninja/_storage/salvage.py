@@ -1,0 +1,157 @@
+"""What can be saved of a folder that 0.9.0 was interrupted in.
+
+0.9.0 adds to one file after the other: data, starts, ends, counts, shapes (texts: starts, ends, data), each with
+the rows that it was given, then their number. A writer that dies leaves the later files behind the earlier ones. A
+sample is whole if all of them have its row, the rows say the same, its bytes are there, and no later row points into
+it; the longest beginning of such samples is what comes back.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from mmap_ninja._storage import legacy
+from mmap_ninja._storage.disk import read_small
+from mmap_ninja._storage.flatfile import MappedFile
+from mmap_ninja._storage.legacy import Keys, Torn
+from mmap_ninja._storage.manifest import DATA, DENSE, DICTIONARY, STRINGS, Manifest
+from mmap_ninja.codec import Zstd
+from mmap_ninja.errors import MapCorruptError
+
+Column = np.ndarray[Any, np.dtype[np.int64]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+def salvage(folder: str, keys: Keys, sample_shape: tuple[int, ...] | None) -> tuple[Manifest, list[str]] | None:
+    """The state with all that is whole, and a line for everything that is not; None where there is no map.
+
+    Raises `MapCorruptError` where no sample is whole, or nothing tells what samples are.
+    """
+    found = legacy.read(folder, keys, Torn(sample_shape))
+    if found is None:
+        return None
+    saved, lost = _dense(folder, found) if found.kind == DENSE else _indexed(folder, found)
+    if saved.length == 0:
+        raise MapCorruptError(f"{folder}: no sample is whole")
+    return saved, [f"{folder}: {line}" for line in lost]
+
+
+def _dense(folder: str, found: Manifest) -> tuple[Manifest, list[str]]:
+    """All whole samples that there are bytes for; what is counted, where those do not come out even."""
+    raw = read_small(os.path.join(folder, "shape.ninja"), 4096)
+    counted = int.from_bytes(raw[:8], "little") if raw and len(raw) % 8 == 0 else None
+    size = os.path.getsize(os.path.join(folder, found.files[DATA].name))
+    rest = size - found.files[DATA].size
+    lost = [f"the last {rest} bytes of data.ninja are no whole sample"] if rest else []
+    if counted is None:
+        return found, lost
+    if rest and found.length > counted:  # nobody knows where the part of a sample lies
+        sample = found.files[DATA].size // found.length
+        found = _cut(found, counted, {DATA: counted * sample})
+        return found, [f"{size - counted * sample} bytes of data.ninja are not counted in shape.ninja"]
+    if found.length < counted:
+        lost.append(f"samples {found.length} to {counted - 1} are not in data.ninja")
+    if found.length > counted:
+        lost.append(f"samples {counted} to {found.length - 1} were not counted in shape.ninja; they are saved")
+    return found, lost
+
+
+def _indexed(folder: str, found: Manifest) -> tuple[Manifest, list[str]]:
+    columns = {role: _column(folder, found, role) for role in found.files if role not in (DATA, DICTIONARY)}
+    starts, ends = columns["starts"], columns["ends"]
+    total = os.path.getsize(os.path.join(folder, found.files[DATA].name)) // found.itemsize
+    is_whole = _is_placed(starts, ends, total)
+    if found.kind != STRINGS:
+        is_whole = _and(is_whole, _has_shape(columns))
+    length = _beginning(is_whole)
+    if found.kind == STRINGS:
+        length = _readable(folder, found, starts, ends, length)
+    stop = int(ends[length - 1]) if length else 0
+    sizes = dict.fromkeys(columns, 8 * length) | {DATA: stop * found.itemsize}
+    if "shape_values" in columns:
+        sizes["shape_values"] = 8 * int(columns["shape_ends"][length - 1]) if length else 0
+    rows = max(len(column) for role, column in columns.items() if role != "shape_values")
+    lost = []
+    if rows > length:
+        lost.append(f"of samples {length} to {rows - 1} some rows or bytes are missing")
+    if total > stop:
+        lost.append(
+            f"{(total - stop) * found.itemsize} bytes of data.ninja belong to no sample that is whole; "
+            "if 0.9.0 went on writing after it was interrupted, samples since then may be wrong"
+        )
+    return _cut(found, length, sizes), lost
+
+
+def _column(folder: str, found: Manifest, role: str) -> Column:
+    return np.frombuffer(MappedFile(folder, found.files[role]).bytes, "<i8")
+
+
+def _cut(found: Manifest, length: int, sizes: dict[str, int]) -> Manifest:
+    """The state with its first samples only; of `ends`, which nobody needs any more, with none."""
+    files = {role: replace(file, size=sizes.get(role, file.size)) for role, file in found.files.items()}
+    if found.kind != STRINGS:
+        files.pop("ends", None)
+    return replace(found, length=length, files=files)
+
+
+def _and(left: Flags, right: Flags) -> Flags:
+    shorter = min(len(left), len(right))
+    return left[:shorter] & right[:shorter]
+
+
+def _beginning(flags: Flags) -> int:
+    """How many are true before the first that is not."""
+    wrong = np.flatnonzero(~flags)
+    return int(wrong[0]) if len(wrong) else len(flags)
+
+
+def _is_placed(starts: Column, ends: Column, total: int) -> Flags:
+    """Whether each sample lies behind the one before and in the data, and no later row points into it."""
+    count = min(len(starts), len(ends))
+    before = np.concatenate([[0], ends[: max(count - 1, 0)]])[:count]
+    placed: Flags = (starts[:count] == before) & (ends[:count] >= starts[:count]) & (ends[:count] <= total)
+    return placed & (_least_after(starts)[:count] >= ends[:count]) & (_least_after(ends)[:count] >= ends[:count])
+
+
+def _least_after(column: Column) -> Column:
+    """For each row the least of the rows behind it."""
+    least = np.full(len(column), np.iinfo(np.int64).max)
+    least[:-1] = np.minimum.accumulate(column[:0:-1])[::-1]
+    return least
+
+
+def _has_shape(columns: dict[str, Column]) -> Flags:
+    """Whether the shape of each sample has as many elements as the sample."""
+    count = min(len(columns[role]) for role in ("starts", "ends", "counts"))
+    counts = columns["counts"][:count]
+    is_counted: Flags = counts == columns["ends"][:count] - columns["starts"][:count]
+    if "shapes" in columns:  # of one axis; a scalar has the shape (0,)
+        shapes = columns["shapes"][:count]
+        counts = counts[: len(shapes)]
+        return _and(is_counted, (shapes == counts) | ((shapes == 0) & (counts == 1)))
+    begins, stops, values = columns["shape_starts"], columns["shape_ends"], columns["shape_values"]
+    placed = _is_placed(begins, stops, len(values))
+    found = _beginning(_and(is_counted, placed))
+    products = [int(np.prod(values[begins[i] : stops[i]])) for i in range(found)]
+    is_scalar = (counts[:found] == 1) & (np.array(products, np.int64) == 0) & (stops[:found] - begins[:found] == 1)
+    return np.asarray((np.array(products, np.int64) == counts[:found]) | is_scalar)
+
+
+def _readable(folder: str, found: Manifest, starts: Column, ends: Column, length: int) -> int:
+    """How many texts can be read before the first that cannot: not where its bytes were, or not the whole of it."""
+    data = MappedFile(folder, found.files[DATA]).bytes
+    dictionary = found.files.get(DICTIONARY)
+    codec = None
+    if found.codec is not None:
+        codec = Zstd(found.codec.level, None if dictionary is None else bytes(MappedFile(folder, dictionary).bytes))
+    for i in range(length):
+        stored = data[starts[i] : ends[i]]
+        try:
+            bytes(stored if codec is None else codec.decompress(stored, None)).decode()
+        except (MapCorruptError, UnicodeDecodeError):
+            return i
+    return length

@@ -5,13 +5,15 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 # More arguments for pytest: make test ARGS="-k ragged -x"
 ARGS ?=
+# Files of tests side by side, one a core; make test JOBS=0 for one process, which --pdb needs
+JOBS ?= auto
 
 VENV := .venv
 BIN := $(VENV)/bin
 # The stamp, not the folder, is the target: it is written last, so a set-up that failed half-way is done again.
 READY := $(VENV)/ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-BENCHMARKS := bench_read bench_write bench_images bench_texts
+BENCHMARKS := bench_read bench_write bench_images bench_texts bench_verify
 
 .PHONY: demo test test-long lint format types docs bench-quick setup clean
 
@@ -19,10 +21,11 @@ demo: $(READY)
 	$(BIN)/python examples/photos.py
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
+# The long figures of docs/reliability.md, about half an hour on 2 cores.
 test-long: $(READY)
-	$(BIN)/python -m pytest -m long --override-ini faulthandler_timeout=0 $(ARGS)
+	$(BIN)/python -m pytest -m long -n $(JOBS) --override-ini faulthandler_timeout=0 $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -15,7 +15,18 @@ import plain_reader
 from changes import format_1_rows
 from contracts import locked
 from faults import tree
-from mmap_ninja import BytesMmap, DenseMmap, Finding, RaggedMmap, StringsMmap, open_map, upgrade, verify
+from mmap_ninja import (
+    BytesMmap,
+    DenseMmap,
+    Finding,
+    RaggedMmap,
+    StringsMmap,
+    np_from_ndarray,
+    np_open_existing,
+    open_map,
+    upgrade,
+    verify,
+)
 from mmap_ninja._storage import disk
 from mmap_ninja.cli import main
 from mmap_ninja.errors import DiskError, MapLockedError, MapNotFoundError, MapPathError
@@ -200,10 +211,52 @@ def test_values_that_were_assigned_and_not_flushed_are_not_checked(rows: Path) -
     m[1] = [7, 8, 9]
     [found] = verify(rows)
     assert (found.kind, found.path) == ("unchecked", str(rows / "data.npy"))
-    assert found.what == "not checked: values were assigned in place, and the map was not flushed since"
+    assert "not checked: values were assigned in place, and the map was not flushed since" in found.what
     assert verify(rows, repair=True) == [found]
     m.flush()
     assert verify(rows) == []
+
+
+def test_values_that_were_assigned_can_be_accepted(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After a crash there is no handle that could flush them."""
+    open_map(rows, mode="r+")[0] = ROWS[0][::-1].copy()  # over two blocks
+    assert kinds(verify(rows, repair=True)) == ["unchecked"]
+    assert main(["verify", "--accept", str(rows)]) == 0
+    assert capsys.readouterr().out.endswith("; repaired\n")
+    assert verify(rows) == []
+    plain_reader.check(rows)
+    assert open_map(rows)[0].tolist() == ROWS[0][::-1].tolist()
+    with open(rows / "data.npy", "r+b") as file:
+        file.seek(1000)
+        file.write(b"damage")
+    assert kinds(verify(rows, accept=True)) == ["damaged"]  # that was not assigned
+
+
+def test_values_of_a_memmap_can_be_accepted(tmp_path: Path) -> None:
+    np_from_ndarray(tmp_path / "map", np.arange(12).reshape(4, 3))
+    np_open_existing(tmp_path / "map", mode="r+")[1] = 7
+    assert kinds(verify(tmp_path / "map")) == ["unchecked"]
+    [found] = verify(tmp_path / "map", accept=True)
+    assert found.repaired
+    assert verify(tmp_path / "map") == []
+    assert open_map(tmp_path / "map")[1].tolist() == [7, 7, 7]
+
+
+def test_who_assigns_after_others_have_accepted_takes_that_back(rows: Path) -> None:
+    m = RaggedMmap(rows, mode="r+")
+    m[1] = [7, 8, 9]
+    verify(rows, accept=True)
+    m[1] = [9, 8, 7]
+    m.flush()
+    assert kinds(verify(rows)) == ["unchecked"]
+
+
+def test_nothing_is_accepted_in_format_1(tmp_path: Path) -> None:
+    format_1_rows(tmp_path / "map")
+    before = tree(tmp_path / "map")
+    [found] = verify(tmp_path / "map", accept=True)
+    assert (found.kind, found.repaired) == ("unchecked", False)
+    assert {name: raw for name, raw in tree(tmp_path / "map").items() if name != ".lock"} == before
 
 
 def test_a_flush_vouches_for_nothing_else(rows: Path) -> None:

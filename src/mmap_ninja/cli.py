@@ -37,6 +37,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Print one line for everything that is wrong; the exit code is 1 if there is any that stays.",
     )
     command.add_argument("--repair", action="store_true", help="remove leftovers, renew headers")
+    command.add_argument(
+        "--accept", action="store_true", help="checksum values that were assigned in place, as they are"
+    )
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     command.set_defaults(run=_verify)
     _add_folders(command)
@@ -68,7 +71,7 @@ def _add_folders(command: argparse.ArgumentParser) -> None:
 
 def _verify(folder: str, keys: Keys, options: argparse.Namespace) -> bool:
     is_shown = not options.quiet and sys.stderr.isatty()
-    findings = verify(folder, verbose=is_shown, repair=options.repair, keys=keys)
+    findings = verify(folder, verbose=is_shown, repair=options.repair, accept=options.accept, keys=keys)
     for finding in findings:
         print(finding)
     if not findings:

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from mmap_ninja._ingest import byte_progress
 from mmap_ninja._reading import AnyPath, folder_of
-from mmap_ninja._storage.check import HEADER, LEFTOVER, Finding, check
+from mmap_ninja._storage.check import HEADER, LEFTOVER, UNCHECKED, Finding, check
 from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
+from mmap_ninja._storage.repair import accept as vouch
 from mmap_ninja._storage.repair import repair as mend
 
 __all__ = ["Finding", "verify"]
@@ -18,6 +19,7 @@ def verify(
     *,
     verbose: bool = False,
     repair: bool = False,
+    accept: bool = False,
     keys: Keys = DEFAULT_KEYS,
     timeout: float = 0.0,
 ) -> list[Finding]:
@@ -25,8 +27,12 @@ def verify(
 
     Reads every byte once, at some GB a second, in bounded memory; changes nothing and takes no lock. Values assigned
     in place that were not flushed, and everything in format 1, are reported as not checked. `verbose` shows a
-    progress bar. `repair` takes the lock (`timeout` seconds for that), removes leftovers and renews `.npy` headers;
-    what is damaged stays as it is.
+    progress bar.
+
+    `repair` removes leftovers and renews `.npy` headers; what is damaged stays as it is. `accept` makes values that
+    were assigned in place durable and checksums them as they are now, after a crash, say, or after writing to what
+    `np_open_existing` has opened; close all handles that assign before. Both take the lock, for which they wait
+    `timeout` seconds, and both raise `MapLockedError`, `MapPermissionError` and `DiskError`.
 
     Raises `MapNotFoundError` or `MapPathError` where there is no map, but never for one that is damaged.
 
@@ -39,8 +45,13 @@ def verify(
     folder = folder_of(path)
     with byte_progress(folder, verbose) as tick:
         found = check(folder, keys, tick)
-    if not repair or not any(one.kind in (LEFTOVER, HEADER) for one in found):
+    kinds = {one.kind for one in found}
+    is_mended, is_accepted = repair and kinds & {LEFTOVER, HEADER}, accept and UNCHECKED in kinds
+    if is_mended:
+        mend(folder, keys, timeout)
+    if is_accepted:
+        vouch(folder, keys, timeout)
+    if not is_mended and not is_accepted:
         return found
-    mend(folder, keys, timeout)
     left = check(folder, keys, lambda count: None)
     return [replace(one, repaired=one not in left) for one in found] + [one for one in left if one not in found]

@@ -162,7 +162,10 @@ def _check_file(folder: str, state: Manifest, role: str, file: File, tick: Tick)
         crc_path = os.path.join(folder, file.crc_name)
         yield Finding(crc_path if crc_path in str(error) else path, str(error), DAMAGED)
     if not file.checked and not state.format_1:
-        what = "not checked: values were assigned in place, and the map was not flushed since"
+        what = (
+            "not checked: values were assigned in place, and the map was not flushed since; "
+            "`verify --accept` takes them as they are"
+        )
         yield Finding(path, what, UNCHECKED)
 
 

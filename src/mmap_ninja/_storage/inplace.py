@@ -51,6 +51,8 @@ class InPlace:
         if self._may_check and state == self._state and os.getpid() == self._owner:
             file = self._renewed(writer.folder)
             writer.change(files=MappingProxyType({**writer.state.files, DATA: file}))
+        elif writer.state.files[DATA].checked:  # somebody has vouched for it meanwhile
+            mark_unchecked(writer)
 
     def _renewed(self, folder: str) -> File:
         file, values = self._file, MappedFile(folder, self._file).bytes

@@ -1,16 +1,38 @@
-"""What can be mended without a guess: leftovers of interrupted writers, and headers that say what the manifest does."""
+"""What can be mended without a guess: leftovers, headers; and checksums of values that the user vouches for."""
 
 from __future__ import annotations
 
 import os
+from types import MappingProxyType
 
 from mmap_ninja._storage import disk
 from mmap_ninja._storage.build import settle
-from mmap_ninja._storage.commit import Opened, remove_files, write_headers
+from mmap_ninja._storage.commit import Opened, checksum, remove_files, write_headers
+from mmap_ninja._storage.flatfile import MappedFile
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.lock import Lock
 from mmap_ninja._storage.manifest import BUILDING, MANIFEST, NEXT, PREFIX
 from mmap_ninja._storage.snapshot import find_finished
+from mmap_ninja._storage.writer import Writer
+
+
+def accept(folder: str, keys: Keys, timeout: float) -> None:
+    """Take values that were assigned in place as they are now: make them durable, then checksum them anew.
+
+    Raises as `repair` does. A map of format 1 has no checksums, and gets none.
+    """
+    with Lock(folder, timeout):
+        state = find_finished(folder, keys)
+        if state is None or state.format_1:
+            return
+        files = dict(state.files)
+        with Opened() as opened:
+            for role, file in state.files.items():
+                if not file.checked:
+                    disk.sync_data(opened.file(folder, file.name))
+                    files[role] = checksum(folder, file, MappedFile(folder, file).bytes)
+        if files != state.files:
+            Writer(folder, state).change(files=MappingProxyType(files))
 
 
 def repair(folder: str, keys: Keys, timeout: float) -> None:

@@ -206,6 +206,14 @@ def made_by_0_9() -> dict[str, dict[str, bytes]]:
         }
 
 
+def tear(layout: str, folder: Path) -> None:
+    """What 0.9.0 leaves of a map of this layout when it is killed while it extends: `kind.first` is whole."""
+    files = dict(made_by_0_9()[layout])
+    files["starts/shape.ninja"] = (len(KINDS[layout].first) + 1).to_bytes(8, "little")
+    files["starts/data.ninja"] += files["ends/data.ninja"][-8:]
+    unpack(files, folder)
+
+
 def format_1_column(folder: Path, values: np.ndarray, order: str = "C") -> None:
     """A dense map as mmap_ninja 0.9.0 laid it out."""
     folder.mkdir()

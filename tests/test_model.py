@@ -55,10 +55,10 @@ from test_golden import FORMAT_1, GOLDEN
 from test_lossless import bits, exact, representable
 
 EXAMPLES, STEPS = 18, 14  # of each kind, in the normal suite
-LONG_EXAMPLES, LONG_STEPS = 1500, 40
-INDICES, LONG_INDICES = 100, 10_000  # of each kind, eight at a time
+LONG_EXAMPLES, LONG_STEPS = 400, 40
+INDICES, LONG_INDICES = 100, 3_000  # of each kind, eight at a time
 ROUND_TRIPS, LONG_ROUND_TRIPS = 6, 200  # of each dtype
-BATCHES, LONG_BATCHES = 80, 10_000
+BATCHES, LONG_BATCHES = 80, 3_000
 
 # Without shrinking, which takes minutes here: add Phase.shrink to make a failure smaller.
 quiet = settings(

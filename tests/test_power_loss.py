@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import power
-from changes import CHANGES, KINDS, METADATA, ORDERED, Change, Kind, made_by_0_9, unpack
+from changes import CHANGES, KINDS, METADATA, ORDERED, Change, Kind
 from mmap_ninja import DenseMmap, RaggedMmap, open_map, upgrade, verify
 from mmap_ninja._storage import disk
 from mmap_ninja.errors import MapCorruptError, MapNotFoundError
@@ -250,14 +250,7 @@ def stories(name: str, kind: Kind) -> dict[str, Story]:
 
 def torn(layout: str) -> Story:
     """What 0.9.0 leaves when it is killed while it extends, and its rescue."""
-    kind = KINDS[layout]
-
-    def begin(folder: Path) -> None:
-        files = dict(made_by_0_9()[layout])
-        files["starts/shape.ninja"] = (len(kind.first) + 1).to_bytes(8, "little")
-        files["starts/data.ninja"] += files["ends/data.ninja"][-8:]
-        unpack(files, folder)
-
+    kind, begin = KINDS[layout], lambda folder: tear(layout, folder)
     return Story(begin, None, (Step(lambda f: upgrade(f, salvage=True), kind.first),), kind, starts_torn=True)
 
 

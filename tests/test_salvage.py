@@ -18,7 +18,15 @@ from faults import tree
 from mmap_ninja import open_map, upgrade, verify
 from mmap_ninja._storage.lock import Lock
 from mmap_ninja.cli import main
-from mmap_ninja.errors import MapCorruptError, MapLockedError, MapNotFoundError, SalvageWarning, UpgradeWarning
+from mmap_ninja.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    MapCorruptError,
+    MapLockedError,
+    MapNotFoundError,
+    SalvageWarning,
+    UpgradeWarning,
+)
 from old import source
 from plain_reader import check, same
 
@@ -242,6 +250,44 @@ def test_where_nothing_is_whole(tmp_path: Path) -> None:
     with pytest.raises(MapCorruptError, match="no sample is whole"):
         upgrade(tmp_path / "map", salvage=True)
     assert tree(tmp_path / "map") == before
+
+
+@pytest.mark.parametrize("shape", ["3,4", 3, [3, 4.0], [], [0, 4], [-1], [True], [2**64]], ids=repr)
+def test_a_shape_that_is_none(tmp_path: Path, shape: object) -> None:
+    format_1_column(tmp_path / "map", np.arange(24).reshape(2, 3, 4))
+    (tmp_path / "map/shape.ninja").write_bytes(b"")
+    before = tree(tmp_path / "map")
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="sample_shape is"):
+        upgrade(tmp_path / "map", salvage=True, sample_shape=shape)
+    assert tree(tmp_path / "map") == before
+
+
+def test_a_shape_that_is_not_needed(tmp_path: Path) -> None:
+    format_1_column(tmp_path / "map", np.arange(24).reshape(2, 3, 4))
+    format_1_rows(tmp_path / "rows")
+    with pytest.raises(ArgumentError, match="sample_shape is for salvage=True"):
+        upgrade(tmp_path / "map", sample_shape=(3, 4))
+    for name in ("map", "rows"):
+        with pytest.raises(ArgumentError, match="knows better: sample_shape is"):
+            upgrade(tmp_path / name, salvage=True, sample_shape=(4, 3))
+    assert salvaged(tmp_path / "map", sample_shape=(3, 4)) == []
+
+
+def test_advice_does_not_go_in_circles(tmp_path: Path) -> None:
+    format_1_rows(tmp_path / "map")
+    (tmp_path / "map/starts").rename(tmp_path / "map/begins")
+    with pytest.raises(
+        MapCorruptError, match=r"is missing; if its subfolders have other names.*--starts-key"
+    ) as caught:
+        upgrade(tmp_path / "map", salvage=True)
+    assert "--salvage" not in str(caught.value)
+    assert main(["upgrade", "--salvage", "--starts-key", "begins", str(tmp_path / "map")]) == 0
+
+
+def test_a_shape_that_the_command_does_not_understand(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["upgrade", "--salvage", "--sample-shape", "a,b", "map"])
+    assert "'a,b', expected integers with commas between them" in capsys.readouterr().err
 
 
 def test_it_takes_the_lock(tmp_path: Path) -> None:

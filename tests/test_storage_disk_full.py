@@ -172,7 +172,9 @@ def run_all(names: Iterable[str], what: str, work: Path) -> None:
 
 @pytest.mark.parametrize("what", TROUBLES)
 def test_changes_on_a_disk_that_is(what: str, tmp_path: Path, disks: None) -> None:
-    run_all(sorted(SHORT), what, tmp_path)
+    """All of them on a full one, each on one of the others."""
+    k = list(TROUBLES).index(what)
+    run_all(sorted(SHORT) if what == "full" else sorted(SHORT)[k - 1 :: len(TROUBLES) - 1], what, tmp_path)
 
 
 @pytest.mark.long

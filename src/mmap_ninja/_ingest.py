@@ -41,14 +41,14 @@ def progress(samples: Iterable[Any], verbose: bool, total: int | None, done: int
 
 
 @contextmanager
-def byte_progress(what: str, verbose: bool) -> Iterator[Callable[[int], object]]:
+def byte_progress(what: str, verbose: bool, total: int | None) -> Iterator[Callable[[int], object]]:
     """A function to call with each number of bytes that was read, shown in a progress bar if `verbose`."""
     if not verbose:
         yield lambda count: None
         return
     from tqdm.auto import tqdm
 
-    with tqdm(desc=what, unit="B", unit_scale=True) as bar:
+    with tqdm(desc=what, total=total, unit="B", unit_scale=True) as bar:
         yield bar.update
 
 

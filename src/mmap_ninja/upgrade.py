@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from mmap_ninja._reading import AnyPath, folder_of
 from mmap_ninja._storage.build import settle, writing
 from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
 from mmap_ninja._storage.lock import Lock
-from mmap_ninja._storage.manifest import MANIFEST
+from mmap_ninja._storage.manifest import MANIFEST, MAX_INT
 from mmap_ninja._storage.salvage import salvage as find_whole
 from mmap_ninja._storage.snapshot import find, read_json
 from mmap_ninja._storage.upgrade import upgrade as rewrite
-from mmap_ninja.errors import MapNotFoundError, SalvageWarning, UpgradeWarning, warn
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapNotFoundError, SalvageWarning, UpgradeWarning, warn
 
 
 def upgrade(
@@ -36,7 +37,9 @@ def upgrade(
     """
     folder = folder_of(path)
     if salvage:
-        return _salvage(folder, keys, timeout, None if sample_shape is None else tuple(map(int, sample_shape)))
+        return _salvage(folder, keys, timeout, _checked(sample_shape))
+    if sample_shape is not None:
+        raise ArgumentError("sample_shape is for salvage=True")
     manifest = find(folder, keys)
     if manifest is None:
         raise MapNotFoundError(f"there is no map at {folder}")
@@ -46,6 +49,17 @@ def upgrade(
         warnings.simplefilter("ignore", UpgradeWarning)  # it is what was asked for
         with writing(folder, manifest, keys, timeout=timeout):
             return True
+
+
+def _checked(sample_shape: Any) -> tuple[int, ...] | None:
+    if sample_shape is None:
+        return None
+    if isinstance(sample_shape, str) or not isinstance(sample_shape, Sequence):
+        raise ArgumentTypeError(f"sample_shape is {sample_shape!r}, expected a sequence of integers")
+    shape = tuple(sample_shape)
+    if not shape or not all(type(axis) is int and 1 <= axis <= MAX_INT for axis in shape):
+        raise ArgumentError(f"sample_shape is {shape}, expected one or more integers of at least 1")
+    return shape
 
 
 def _salvage(folder: str, keys: Keys, timeout: float, sample_shape: tuple[int, ...] | None) -> bool:

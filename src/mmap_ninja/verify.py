@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mmap_ninja._ingest import byte_progress
 from mmap_ninja._reading import AnyPath, folder_of
-from mmap_ninja._storage.check import HEADER, LEFTOVER, UNCHECKED, Finding, check
+from mmap_ninja._storage.check import DAMAGED, HEADER, LEFTOVER, UNCHECKED, Finding, check, total
 from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
 from mmap_ninja._storage.repair import accept as vouch
 from mmap_ninja._storage.repair import repair as mend
@@ -30,11 +30,13 @@ def verify(
     progress bar.
 
     `repair` removes leftovers and renews `.npy` headers; what is damaged stays as it is. `accept` makes values that
-    were assigned in place durable and checksums them as they are now, after a crash, say, or after writing to what
-    `np_open_existing` has opened; close all handles that assign before. Both take the lock, for which they wait
-    `timeout` seconds, and both raise `MapLockedError`, `MapPermissionError` and `DiskError`.
+    were assigned in place durable and checksums them as they are now, unless anything is damaged: after a crash, say,
+    or after writing to what `np_open_existing` has opened; close all handles that assign before. Both take the lock,
+    for which they wait `timeout` seconds, and both raise `MapLockedError`, `MapPermissionError` and `DiskError`.
 
-    Raises `MapNotFoundError` or `MapPathError` where there is no map, but never for one that is damaged.
+    A map that is being written can be checked; what its writer is about to remove or renew is left out then.
+    Raises `MapNotFoundError` or `MapPathError` where there is no map, `MapPermissionError` or `MapVersionError` where
+    it cannot be read, but never for one that is damaged.
 
     Examples:
         >>> from mmap_ninja import RaggedMmap
@@ -43,10 +45,11 @@ def verify(
         []
     """
     folder = folder_of(path)
-    with byte_progress(folder, verbose) as tick:
-        found = check(folder, keys, tick)
+    with byte_progress(folder, verbose, total(folder, keys) if verbose else None) as tick:
+        found = check(folder, keys, tick, is_in_use=not repair)
     kinds = {one.kind for one in found}
-    is_mended, is_accepted = repair and kinds & {LEFTOVER, HEADER}, accept and UNCHECKED in kinds
+    is_mended = repair and bool(kinds & {LEFTOVER, HEADER})
+    is_accepted = accept and UNCHECKED in kinds and DAMAGED not in kinds
     if is_mended:
         mend(folder, keys, timeout)
     if is_accepted:

@@ -304,10 +304,23 @@ def _unfinished(folder: str) -> Manifest | None:
     try:
         return read_json(folder, BUILDING)
     except MapCorruptError:
-        start = disk.read_small(os.path.join(folder, BUILDING), CAP)[: len(PREFIX)]
-        if start == PREFIX[: len(start)] or not any(start):
+        if is_ours(folder, BUILDING):
             return None
-        raise  # somebody else's file
+        raise
+
+
+def is_ours(folder: str, name: str) -> bool:
+    """Whether there is a small file that begins as a manifest does, or with the nothing that a power cut leaves."""
+    try:
+        start = disk.read_small(os.path.join(folder, name), CAP)[: len(PREFIX)]
+    except (MapCorruptError, FileNotFoundError, NotADirectoryError):
+        return False
+    return start == PREFIX[: len(start)] or not any(start)
+
+
+def is_unreadable(folder: str) -> bool:
+    """Whether there is a `building.json` of ours that says nothing any more."""
+    return is_ours(folder, BUILDING) and _unfinished(folder) is None
 
 
 def _resumed(folder: str, unfinished: Manifest, template: Manifest) -> Manifest:

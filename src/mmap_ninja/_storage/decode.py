@@ -60,7 +60,9 @@ def _decode(raw: bytes, path: str) -> Manifest:
         raise MapCorruptError(f"{path} is not a manifest of mmap_ninja: it does not begin with a checksum")
     expected = f"{zlib.crc32(raw[CRC_END:]):08x}".encode()
     if found != expected:
-        raise MapCorruptError(f"{path} is damaged: checksum {found!r}, expected {expected!r} for its content")
+        raise MapCorruptError(
+            f"{path} is damaged: checksum {found.decode('ascii', 'replace')}, expected {expected.decode()}"
+        )
     try:
         return _manifest(_parse(raw.decode()))
     except MapVersionError as error:
@@ -133,7 +135,9 @@ def _optional(value: Any, parse: Callable[[Any], Any]) -> Any:
 def _manifest(value: Any) -> Manifest:
     version = _checked(value, {"format": int})["format"]
     if version > FORMAT:
-        raise MapVersionError(f"format {version} needs a newer mmap_ninja than this one, which reads up to {FORMAT}")
+        needs = value.get("needs")  # what later formats say of themselves
+        who = f"mmap_ninja {needs} or newer" if type(needs) is str and _NAME.fullmatch(needs) else "a newer mmap_ninja"
+        raise MapVersionError(f"format {version} needs {who}; this one reads up to format {FORMAT}")
     fields = _checked(value, _MANIFEST_TYPES)
     if version != FORMAT or fields["kind"] not in KINDS or not _ID.fullmatch(fields["id"]):
         raise ValueError(f"format {version}, kind {fields['kind']!r}, id {fields['id']!r}; kinds are {KINDS}")

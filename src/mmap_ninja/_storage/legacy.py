@@ -54,6 +54,7 @@ class Keys:
 
 
 DEFAULT_KEYS = Keys()
+HINT = f"; if a writer of mmap_ninja 0.9.0 was interrupted here, {SALVAGE}"
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,8 @@ def _array(folder: str, sub: str, torn: Torn | None = None) -> _Array:
     raw = _bytes(path, "shape.ninja")
     if torn is not None and (len(raw) % 8 or not raw):  # it was being written
         if torn.sample_shape is None:
-            raise _corrupt(path, "shape.ninja", f"has {len(raw)} bytes: give the shape of a sample, `sample_shape`")
+            what = f"has {len(raw)} bytes: give the shape of a sample, `sample_shape` (--sample-shape)"
+            raise _corrupt(path, "shape.ninja", what)
         raw = np.array((0, *torn.sample_shape), "<u8").tobytes()
     if len(raw) % 8 or not 8 <= len(raw) <= 8 * (1 + MAX_AXES):
         raise _corrupt(path, "shape.ninja", f"has {len(raw)} bytes, expected 8 for each axis")
@@ -298,6 +300,4 @@ def _size(folder: str, name: str) -> int:
 
 
 def _corrupt(folder: str, name: str, what: str) -> MapCorruptError:
-    return MapCorruptError(
-        f"{os.path.join(folder, name)} {what}; if a writer of mmap_ninja 0.9.0 was interrupted here, {SALVAGE}"
-    )
+    return MapCorruptError(f"{os.path.join(folder, name)} {what}{HINT}")

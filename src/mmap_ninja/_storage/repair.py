@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from types import MappingProxyType
 
 from mmap_ninja._storage import disk
-from mmap_ninja._storage.build import settle
+from mmap_ninja._storage.build import is_ours, is_unreadable, settle
 from mmap_ninja._storage.commit import Opened, checksum, remove_files, write_headers
 from mmap_ninja._storage.flatfile import MappedFile
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.lock import Lock
-from mmap_ninja._storage.manifest import BUILDING, MANIFEST, NEXT, PREFIX
+from mmap_ninja._storage.manifest import BUILDING, MANIFEST, NEXT
 from mmap_ninja._storage.snapshot import find_finished
 from mmap_ninja._storage.writer import Writer
 
@@ -41,10 +40,10 @@ def repair(folder: str, keys: Keys, timeout: float) -> None:
         settle(folder, keys)
         state = find_finished(folder, keys)
         for name in (MANIFEST + NEXT, BUILDING + NEXT):
-            path = os.path.join(folder, name)
-            if os.path.lexists(path):
-                disk.close(disk.create_temporary(path, PREFIX))  # refuses one that is not ours
+            if is_ours(folder, name):
                 disk.remove(folder, name)
+        if state is not None and is_unreadable(folder):
+            disk.remove(folder, BUILDING)
         if state is None or state.format_1:
             return
         remove_files(folder, state.obsolete)

@@ -17,10 +17,10 @@ import numpy as np
 from mmap_ninja._storage import legacy
 from mmap_ninja._storage.disk import read_small
 from mmap_ninja._storage.flatfile import MappedFile
-from mmap_ninja._storage.legacy import Keys, Torn
+from mmap_ninja._storage.legacy import HINT, Keys, Torn
 from mmap_ninja._storage.manifest import DATA, DENSE, DICTIONARY, STRINGS, Manifest
 from mmap_ninja.codec import Zstd
-from mmap_ninja.errors import MapCorruptError
+from mmap_ninja.errors import ArgumentError, MapCorruptError
 
 Column = np.ndarray[Any, np.dtype[np.int64]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
@@ -31,9 +31,16 @@ def salvage(folder: str, keys: Keys, sample_shape: tuple[int, ...] | None) -> tu
 
     Raises `MapCorruptError` where no sample is whole, or nothing tells what samples are.
     """
-    found = legacy.read(folder, keys, Torn(sample_shape))
+    try:
+        found = legacy.read(folder, keys, Torn(sample_shape))
+    except MapCorruptError as error:
+        what = str(error).replace(HINT, "")
+        more = "; if its subfolders have other names, give those (--starts-key ...)" if "is missing" in what else ""
+        raise MapCorruptError(f"{what}{more}") from None
     if found is None:
         return None
+    if sample_shape is not None and sample_shape != found.sample_shape:
+        raise ArgumentError(f"{folder} knows better: sample_shape is {found.sample_shape}, not {sample_shape}")
     saved, lost = _dense(folder, found) if found.kind == DENSE else _indexed(folder, found)
     if saved.length == 0:
         raise MapCorruptError(f"{folder}: no sample is whole")

@@ -271,7 +271,7 @@ class _Making:
 
     def _inside(self, part: dict, path: str) -> str:
         key = self.rng.choice(sorted(part))
-        if isinstance(part[key], dict) and self.rng.random() < 0.9:
+        if isinstance(part[key], dict) and part[key] and self.rng.random() < 0.9:
             return self._inside(part[key], f"{path}.{key}")
         if self.rng.random() < 0.08:
             del part[key]
@@ -731,7 +731,7 @@ def write_files(folder: Path, files: dict[str, bytes | None]) -> None:
         path = folder / name
         if raw is None:
             path.unlink(missing_ok=True)
-        else:
+        elif not path.is_dir():  # a name that a mutant has made of nothing
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(raw)
 

@@ -29,7 +29,7 @@ from plain_reader import same
 
 KILLS = 18  # a kind
 BUILDS = 3  # a kind, of a new map and of one in the place of another
-LONG_KILLS, LONG_BUILDS = 1000, 200  # in the long run
+LONG_KILLS, LONG_BUILDS = 1000, 60  # in the long run
 FIRST, SECOND, THIRD = 1, 2, 3  # tags: whose samples these are
 
 BLOCK_OF_BYTES = np.random.default_rng(1).bytes(1_100_000)  # no codec makes it smaller

@@ -23,6 +23,7 @@ from mmap_ninja.errors import (
     SampleError,
     SampleTypeError,
 )
+from plain_reader import forge
 
 ARRAY = np.arange(12.0).reshape(4, 3)
 
@@ -329,3 +330,13 @@ def test_one_of_an_unfinished_map_warns(path):
         mmap_ninja.np_from_generator(path, loader(), 2)
     with pytest.warns(PartBuiltWarning, match="resume=True"):
         assert len(mmap_ninja.np_open_existing(path)) == len(ARRAY)
+
+
+def test_a_memmap_whose_files_were_copied_is_not_written_to(tmp_path):
+    """A sync has failed, and a writer has copied the map: nobody reads the old files any more."""
+    memmap = mmap_ninja.np_from_ndarray(tmp_path / "map", np.arange(5))
+    forge(tmp_path / "map", synced=False, lost=True)
+    with pytest.raises(MapChangedError, match=r"files of .* were replaced since this memmap was made"):
+        memmap[0] = 7
+    mmap_ninja.np_open_existing(tmp_path / "map", mode="r+")[0] = 7
+    assert mmap_ninja.open_map(tmp_path / "map")[0] == 7

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import power
-from changes import CHANGES, KINDS, METADATA, ORDERED, Change, Kind
+from changes import CHANGES, KINDS, METADATA, ORDERED, Change, Kind, tear
 from mmap_ninja import DenseMmap, RaggedMmap, open_map, upgrade, verify
 from mmap_ninja._storage import disk
 from mmap_ninja.errors import MapCorruptError, MapNotFoundError

@@ -243,6 +243,23 @@ def test_nothing_is_lost_of_a_map_that_is_whole(tmp_path: Path) -> None:
         upgrade(tmp_path, salvage=True)
 
 
+def test_gaps_between_samples_are_no_tear(tmp_path: Path) -> None:
+    format_1_rows(tmp_path / "map")
+    sizes = np.array([len(row) for row in SMALL[:4]])
+    starts = np.array([0, 4, 6, 8])
+    data = np.zeros(12, np.int64)
+    for start, row in zip(starts, SMALL, strict=False):
+        data[start : start + len(row)] = row
+    format_1_column(tmp_path / "data", data)
+    for name in ("data.ninja", "shape.ninja"):
+        shutil.copy(tmp_path / "data" / name, tmp_path / "map" / name)
+    (tmp_path / "map/starts/data.ninja").write_bytes(starts.tobytes())
+    (tmp_path / "map/ends/data.ninja").write_bytes((starts + sizes).tobytes())
+    assert same(open_map(tmp_path / "map")[:], SMALL[:4])
+    assert salvaged(tmp_path / "map") == [f"{tmp_path}/map: there are gaps between samples; they are kept as they are"]
+    assert same(open_map(tmp_path / "map")[:], SMALL[:4])
+
+
 def test_where_nothing_is_whole(tmp_path: Path) -> None:
     format_1_rows(tmp_path / "map")
     (tmp_path / "map/ends/data.ninja").write_bytes(b"")

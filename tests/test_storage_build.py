@@ -2,17 +2,24 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import plain_reader
-from faults import Strike, killed_at, recorded, tree
-from mmap_ninja import BytesMmap, DenseMmap, Mmap, RaggedMmap, StringsMmap, np_from_ndarray, open_map
-from mmap_ninja._storage import snapshot
-from mmap_ninja.errors import ArgumentError, ForeignFileError, MapCorruptError, PartBuiltError, PartBuiltWarning
+from faults import Strike, exit_code, killed_at, recorded, tree
+from mmap_ninja import BytesMmap, DenseMmap, Mmap, RaggedMmap, StringsMmap, np_from_ndarray, open_map, verify
+from mmap_ninja._storage import build, disk, snapshot
+from mmap_ninja.errors import (
+    ArgumentError,
+    DiskError,
+    ForeignFileError,
+    MapCorruptError,
+    PartBuiltError,
+    PartBuiltWarning,
+)
 from plain_reader import fields, forge, same
 
 RNG = np.random.default_rng(3)
@@ -373,3 +380,75 @@ def test_a_foreign_file_where_the_next_manifest_goes(tmp_path: Path, name: str) 
         m.append(NEW[0]) if name.startswith("manifest") else RaggedMmap.from_lists(tmp_path / "map", NEW)
     assert (tmp_path / "map" / name).read_bytes() == b"not ours"
     assert same(open_map(tmp_path / "map")[:], OLD)
+
+
+@pytest.mark.parametrize("fault", [OSError(5, "Input/output error"), KeyboardInterrupt()], ids=["error", "interrupt"])
+def test_a_first_append_whose_last_rename_fails_can_be_made_again(tmp_path: Path, fault: BaseException) -> None:
+    """Nobody sees the sample of a call that has failed, else it would be there twice."""
+    real = os.replace
+
+    def replace(source: str, target: str) -> None:
+        if target.endswith("manifest.json"):
+            raise fault
+        real(source, target)
+
+    m = RaggedMmap(tmp_path / "map")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(disk.os, "replace", replace)
+        with pytest.raises(type(fault)):
+            m.append([1, 2, 3])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PartBuiltWarning)
+        assert len(RaggedMmap(tmp_path / "map")) == 0
+    m.append([1, 2, 3])
+    assert [row.tolist() for row in open_map(tmp_path / "map")] == [[1, 2, 3]]
+
+
+def test_a_build_whose_last_rename_fails_is_resumed(tmp_path: Path) -> None:
+    rows = [np.arange(n) for n in range(5)]
+
+    def replace(source: str, target: str) -> None:
+        if target.endswith("manifest.json"):
+            raise OSError(5, "Input/output error")
+        os.rename(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(disk.os, "replace", replace)
+        with pytest.raises(DiskError, match="Input/output error"):
+            RaggedMmap.from_generator(tmp_path / "map", iter(rows), 2)
+    with pytest.warns(PartBuiltWarning, match="has the 5 samples"):
+        open_map(tmp_path / "map")
+    assert len(RaggedMmap.from_generator(tmp_path / "map", iter(rows), 2, resume=True)) == 5
+
+
+def test_a_forked_child_that_leaves_a_build_leaves_it_alone(tmp_path: Path) -> None:
+    """It unwinds its parent's build, of which it has a copy, while the parent goes on."""
+
+    def loader() -> Iterator[np.ndarray]:
+        yield np.arange(3)
+        yield np.arange(4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside NumPy's threads
+            pid = os.fork()
+        if pid == 0:
+            raise SystemExit
+        assert exit_code(pid) == 0
+        assert tree(tmp_path / "map") == before[0]
+        yield np.arange(5)
+
+    before: list[dict] = []
+    real = disk.replace
+
+    def replace(source: str, target: str) -> None:
+        real(source, target)
+        before[:] = [tree(tmp_path / "map")]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(disk, "replace", replace)
+        patch.setattr(build, "_SAVE_EVERY", 0)
+        try:
+            made = RaggedMmap.from_generator(tmp_path / "map", loader(), 1)
+        except SystemExit:
+            os._exit(0)
+    assert len(made) == 3
+    assert verify(tmp_path / "map") == []

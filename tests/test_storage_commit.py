@@ -11,7 +11,8 @@ import pytest
 
 from faults import Call, Disk, recorded, tree
 from mmap_ninja import DenseMmap, RaggedMmap, StringsMmap, open_map
-from mmap_ninja._storage import disk
+from mmap_ninja._reading import Reading
+from mmap_ninja._storage import disk, snapshot
 from mmap_ninja.errors import DiskError
 from plain_reader import BLOCK, check, crc_name, fields, same, samples
 
@@ -326,3 +327,34 @@ def test_folders_on_the_way_are_made_and_synced(tmp_path: Path) -> None:
         patch.setattr(disk, "sync_folder", lambda path: synced.append(path) or real(path))
         RaggedMmap.from_lists(tmp_path / "a/b/map", OLD)
     assert synced[:3] == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a/b")]
+
+
+def test_an_append_that_stands_is_no_error_though_others_write_at_once(m: RaggedMmap) -> None:
+    """Between the commit and the mapping of it, another handle replaces the index by a wider one."""
+    real, wide = Reading._load_written, np.ones((2, 2), int)
+
+    def load_written(self: RaggedMmap, *arguments: object) -> None:
+        if self is m:
+            RaggedMmap(m.out_dir).append(wide)
+        real(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reading, "_load_written", load_written)
+        m.append(NEW[0])
+    assert same(m[:], [*OLD, NEW[0]])
+    m.refresh()
+    assert same(m[:], [*OLD, NEW[0], wide])
+    m.close()
+
+
+def test_a_handle_without_descriptors_reads_on_when_there_are_some(m: RaggedMmap) -> None:
+    def no_more(folder: str, file: object) -> None:
+        raise DiskError(errno.EMFILE, "Too many open files", folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshot, "MappedFile", no_more)
+        m.append(NEW[0])
+        with pytest.raises(DiskError, match="Too many open files"):
+            len(m)
+    RaggedMmap(m.out_dir).append(np.ones((2, 2), int))
+    assert same(m[:], [*OLD, NEW[0]])

@@ -1,5 +1,6 @@
 """Assignments in place: marked before the first byte changes, vouched for again after the last."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 
 from faults import in_child, recorded
-from mmap_ninja import BytesMmap, DenseMmap, RaggedMmap, StringsMmap, np_open_existing, open_map
+from mmap_ninja import BytesMmap, DenseMmap, RaggedMmap, StringsMmap, np_open_existing, open_map, verify
+from mmap_ninja._storage import disk
 from mmap_ninja._storage.lock import Lock
-from mmap_ninja.errors import MapLockedError
+from mmap_ninja.errors import DiskError, MapLockedError
 from plain_reader import BLOCK, check, fields, same, values
 
 RNG = np.random.default_rng(9)
@@ -203,3 +205,40 @@ def test_a_flush_that_was_refused_is_done_by_the_next(tmp_path: Path) -> None:
     assert recorded(m.flush).of("sync_data")
     assert fields(tmp_path / "map")["files"]["data"]["checked"] is True
     check(tmp_path / "map")
+
+
+def test_a_flush_that_failed_can_be_made_again(tmp_path: Path) -> None:
+    """The checksums of whole blocks are renewed already when the manifest does not fit on the disk."""
+    values = np.arange(400_000)
+    DenseMmap.from_ndarray(tmp_path / "map", values)
+    m = DenseMmap(tmp_path / "map", mode="r+")
+    m[5], m[300_000] = -5, -300_000
+    for _ in range(2):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(disk, "create_temporary", no_room)
+            with pytest.raises(DiskError, match="No space"):
+                m.flush()
+    assert [one.kind for one in verify(tmp_path / "map")] == ["unchecked"]
+    m.flush()
+    assert verify(tmp_path / "map") == []
+    assert open_map(tmp_path / "map")[[5, 300_000]].tolist() == [-5, -300_000]
+
+
+def no_room(path: str, start: bytes) -> int:
+    raise DiskError(errno.ENOSPC, "No space left on device", path)
+
+
+def test_a_forked_child_assigns_for_itself(tmp_path: Path) -> None:
+    """Nobody vouches for blocks that the other process has written to."""
+    DenseMmap.from_ndarray(tmp_path / "map", np.arange(400_000))
+    m = DenseMmap(tmp_path / "map", mode="r+")
+    m[0] = 7
+
+    def assign() -> None:
+        m[399_999] = 8
+        m.close()
+
+    assert in_child(assign) == 0
+    m.close()
+    assert "damaged" not in [one.kind for one in verify(tmp_path / "map")]
+    assert open_map(tmp_path / "map")[[0, 399_999]].tolist() == [7, 8]

@@ -1,5 +1,6 @@
 """One writer at a time: who has to wait, who is told, and what becomes of a lock whose owner is gone."""
 
+import errno
 import os
 import select
 import shutil
@@ -15,7 +16,7 @@ import pytest
 from faults import exit_code, in_child, start_child
 from mmap_ninja import DenseMmap, RaggedMmap, np_extend_dir, np_open_existing, open_map
 from mmap_ninja._storage.lock import Lock
-from mmap_ninja.errors import ArgumentTypeError, MapChangedError, MapKindError, MapLockedError
+from mmap_ninja.errors import ArgumentTypeError, DiskError, MapChangedError, MapKindError, MapLockedError
 from plain_reader import check, same
 
 OLD = [np.arange(3), np.arange(5)]
@@ -267,7 +268,7 @@ def test_the_lock_file_stays_the_same(m: RaggedMmap) -> None:
     assert (m.out_dir / ".lock").stat().st_ino == before
 
 
-@pytest.mark.parametrize("timeout", ["1", None, True])
+@pytest.mark.parametrize("timeout", ["1", None, True, float("nan")])
 def test_a_timeout_that_is_no_number_leaves_no_descriptor(tmp_path: Path, timeout: object) -> None:
     m = RaggedMmap.from_lists(tmp_path / "map", [np.arange(3)])
     before = os.listdir("/proc/self/fd")
@@ -275,3 +276,37 @@ def test_a_timeout_that_is_no_number_leaves_no_descriptor(tmp_path: Path, timeou
         m.append(np.arange(2), timeout=timeout)
     assert os.listdir("/proc/self/fd") == before
     m.append(np.arange(2))
+
+
+def test_a_lock_that_nobody_holds_any_more_is_free(m: RaggedMmap) -> None:
+    """An interrupt may fall between two lines of whoever was about to hold it."""
+    lock = Lock(str(m.out_dir))
+    refused(lambda: m.append(OLD[0]))
+    del lock
+    m.append(OLD[0])
+
+
+def test_a_file_system_without_locks_is_an_error_of_ours(m: RaggedMmap, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("mmap_ninja._storage.lock._flock", refuse)
+    with pytest.raises(DiskError, match="cannot lock this map: No locks available"):
+        m.append(OLD[0])
+
+
+def test_leaving_a_with_block_waits_as_long_as_its_calls(m: RaggedMmap) -> None:
+    """The samples are there; an error of the last flush would say otherwise."""
+    read, write = os.pipe()
+
+    def hold() -> None:
+        with Lock(str(m.out_dir)):
+            os.write(write, b"held")
+            time.sleep(0.3)
+
+    with RaggedMmap(m.out_dir) as handle:
+        handle.append(OLD[0], sync=False, timeout=30)
+        pid = start_child(hold)
+        assert os.read(read, 4) == b"held"
+    assert exit_code(pid) == 0
+    assert len(open_map(m.out_dir)) == 3

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import plain_reader
-from changes import format_1_rows
+from changes import copied, format_1_rows
 from contracts import locked
-from faults import KILLED, exit_code, start_child, tree
+from faults import KILLED, Strike, exit_code, killed_at, recorded, start_child, tree
 from mmap_ninja import (
     BytesMmap,
     DenseMmap,
@@ -474,6 +474,26 @@ def test_an_unreadable_build_beside_a_map_is_removed(rows: Path) -> None:
     [found] = verify(rows, repair=True)
     assert (found.kind, found.repaired) == ("leftover", True)
     assert not (rows / "building.json").exists()
+
+
+def test_a_map_whose_sync_has_failed_is_not_checked(rows: Path) -> None:
+    """Its checksums agree with the page cache, which may be all that has the bytes."""
+    forge(rows, synced=False, lost=True)
+    [found] = verify(rows)
+    assert (found.kind, found.path) == ("unchecked", str(rows))
+    assert "a sync has failed" in found.what
+    open_map(rows).append(ROWS[1])
+    assert verify(rows) == []
+
+
+def test_an_interrupted_upgrade_is_unfinished(tmp_path: Path) -> None:
+    format_1_rows(tmp_path / "map")
+    calls = recorded(lambda: upgrade(copied(tmp_path / "map", tmp_path / "whole"))).calls
+    at = next(at for at, call in enumerate(calls) if call[:2] == ("write_at", "index.npy"))
+    killed_at(Strike(at), lambda: upgrade(tmp_path / "map"))
+    assert kinds(verify(tmp_path / "map")) == ["unchecked", "unfinished"]
+    upgrade(tmp_path / "map")
+    assert verify(tmp_path / "map") == []
 
 
 def test_surplus_bytes_of_format_1_are_named(tmp_path: Path) -> None:

@@ -20,12 +20,12 @@ from mmap_ninja._storage.snapshot import Snapshot, find, open_snapshot
 from mmap_ninja.errors import (
     ArgumentError,
     ArgumentTypeError,
-    DiskError,
     IndexTypeError,
     MapChangedError,
     MapClosedError,
     MapKindError,
     MapNotFoundError,
+    MmapNinjaError,
     PartBuiltWarning,
     SampleError,
     SampleIndexError,
@@ -63,7 +63,7 @@ class Reading(ABC):
     wrapper_fn: Callable[[Any], Any] | None
     copy_before_wrapper_fn: bool
 
-    _written: Manifest | None = None  # a newer state than the one that is mapped
+    _written: tuple[str, int] | None = None  # id and length of a newer state than the one that is mapped
 
     @abstractmethod
     def _reader(self, snapshot: Snapshot) -> Callable[[int], Any]:
@@ -117,13 +117,19 @@ class Reading(ABC):
 
     def _state(self) -> Snapshot | None:
         """The state that this handle sees, None where there is no map yet."""
-        if self._read is _closed:
-            raise MapClosedError(f"the map at {self._folder} was closed")
+        self._refuse_if_closed()
         if self._written is not None:
-            self._load(Snapshot(self._folder, self._written))
+            with self._change:
+                if self._written is not None:
+                    id, length = self._written
+                    self._load(open_snapshot(self._folder, self._keys, id=id, length=length))
         return self._snapshot
 
-    def _load_written(self, state: Manifest) -> None:
+    def _refuse_if_closed(self) -> None:
+        if self._read is _closed:
+            raise MapClosedError(f"the map at {self._folder} was closed")
+
+    def _load_written(self, state: Manifest, length: int | None = None) -> None:
         """See what was committed through this handle; if it cannot be mapped now, at the next read.
 
         An error here would say that the commit has failed, and the caller would make it again.
@@ -134,9 +140,9 @@ class Reading(ABC):
             return self._read(i)
 
         try:
-            self._load(Snapshot(self._folder, state))
-        except DiskError:
-            self._written = state
+            self._load(Snapshot(self._folder, state, length))
+        except MmapNinjaError:  # no descriptor is free, or others have changed the map already
+            self._written = state.id, state.length if length is None else length
             self._read = self._stored = read
 
     def _opened(self) -> Snapshot:
@@ -147,7 +153,8 @@ class Reading(ABC):
     def refresh(self) -> None:
         """Move to the newest committed state, also of another map of this kind that has taken this one's place."""
         with self._change:
-            if self._state() is not None or find(self._folder, self._keys) is not None:
+            self._refuse_if_closed()
+            if self._snapshot is not None or find(self._folder, self._keys) is not None:
                 self._load(open_snapshot(self._folder, self._keys))
 
     def _is_closed(self) -> bool:

@@ -125,6 +125,10 @@ class Writing(Reading):
             if not patches:
                 return
             self._refuse_after_failure()
+            if (
+                self._patches is not None and not self._patches.is_own()
+            ):  # of the parent that this process was forked from
+                self._forget_assignments()
             if self._patches is None:
                 with self._writer(snapshot) as writer:
                     self._patches = InPlace(writer)
@@ -144,7 +148,7 @@ class Writing(Reading):
                 with self._writer(self._opened(), self._patience) as writer:
                     if not writer.state.synced:
                         change_map(writer)
-                self._load(Snapshot(self._folder, writer.state, len(self)))
+                self._load_written(writer.state, len(self))
                 self._is_unsynced = False
 
     def refresh(self) -> None:
@@ -167,7 +171,7 @@ class Writing(Reading):
             with self._writer(self._opened(), timeout) as writer:
                 self._patches.finish(writer)
             self._forget_assignments()
-            self._load(Snapshot(self._folder, writer.state, len(self)))
+            self._load_written(writer.state, len(self))
 
     def close(self) -> None:
         """Flush, and let go of the files; a second call does nothing. Arrays that were read stay valid.
@@ -212,7 +216,7 @@ class Writing(Reading):
                 raise MapNotFoundError(f"there is no map at {self._folder} yet; append the first sample before that")
             with self._writer(snapshot) as writer:
                 change_map(writer, metadata=checked)
-            self._load(Snapshot(self._folder, writer.state))
+            self._load_written(writer.state)
 
 
 def many(samples: Any) -> Samples:

@@ -126,10 +126,11 @@ def _upgrade(folder: str, keys: Keys, options: argparse.Namespace) -> bool:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SalvageWarning)
         is_done = upgrade(folder, keys, options.timeout, salvage=options.salvage, sample_shape=options.sample_shape)
-    for warning in caught:
-        print(warning.message)
+    lost = [warning.message for warning in caught if issubclass(warning.category, SalvageWarning)]
+    for message in lost:
+        print(message)
     print(f"{folder}: {'upgraded to format 2' if is_done else 'has format 2 already'}")
-    return not caught
+    return not lost
 
 
 def _shape(text: str) -> tuple[int, ...]:

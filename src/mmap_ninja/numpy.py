@@ -211,6 +211,8 @@ def _disarm(memmap: Memmap) -> None:
     with writing(str(memmap._folder), DenseMmap._plan().template, may_make=False) as writer:
         if writer.state.id != memmap._id:
             raise MapChangedError(f"the map at {memmap._folder} was replaced since this memmap was made")
+        if writer.state.files[DATA].name != os.path.basename(str(memmap.filename)):
+            raise MapChangedError(f"the files of {memmap._folder} were replaced since this memmap was made")
         mark_unchecked(writer)
     chain: list[Any] = [memmap]
     while isinstance(chain[-1].base, np.ndarray):

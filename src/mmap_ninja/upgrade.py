@@ -33,7 +33,7 @@ def upgrade(
     `salvage` is for a folder that 0.9.0 was interrupted in, which is a `MapCorruptError` else: the samples from the
     first on whose rows and bytes are all there come back, among them each one whose `append` or `extend` had
     returned; a `SalvageWarning` lists the rest, a line for each. `sample_shape` is for a dense map whose shape was
-    being written. What is not saved is lost with the next `append`: copy the folder before, if it may be needed.
+    being written. What is not saved is gone afterwards: copy the folder before, if it may be needed.
     """
     folder = folder_of(path)
     if salvage:

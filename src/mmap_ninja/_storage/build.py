@@ -136,7 +136,7 @@ class Build(Writer):
         self._template = template
         self._keys, self._lock, self._timeout = keys, lock, timeout
         self._replaced: Manifest | None = None
-        self._has_begun = False
+        self._has_begun, self._owner = False, os.getpid()
         self._opened = Opened()
         self._is_resumable = lock is None  # a first `append` is done again, not resumed
         self._due = 0.0  # when the next manifest is written
@@ -247,8 +247,12 @@ class Build(Writer):
         state = replace(state, obsolete=tuple(sorted(gone - state.names())))
         try:
             self.state = publish(self.folder, state, self._opened, sync=sync)
-        except SyncError:  # nobody knows what of the bytes is on the disk: resuming has to write them again
-            self.state = self._nothing
+        except BaseException as error:
+            # After a failed sync nobody knows what is on the disk: resuming has to write it again. And what is not
+            # resumed is done again: it must not be there already.
+            if isinstance(error, SyncError) or not self._is_resumable:
+                self.state = self._nothing
+            self._keep(is_lost=isinstance(error, SyncError))  # what is there may say that it is finished
             raise
 
     def _release(self) -> None:
@@ -266,6 +270,8 @@ class Build(Writer):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            if os.getpid() != self._owner:
+                return  # a forked child that leaves its parent's build
             if error is not None and self._opened and (self._is_resumable or isinstance(error, SyncError)):
                 self._keep(is_lost=isinstance(error, SyncError))
         finally:

@@ -140,11 +140,11 @@ def _damage(error: Exception) -> str:
 def _check_building(folder: str, finished: Manifest | None, building: Manifest, tick: Tick) -> Iterator[Finding]:
     """What an interrupted build has left."""
     path = os.path.join(folder, BUILDING)
-    if (finished is not None and finished.id == building.id) or (finished is None and building.building is None):
-        yield Finding(path, "left by a commit that was interrupted; the next writer sees to it", LEFTOVER)
-    elif building.building is not None and building.building.upgrade:
+    if building.building is not None and building.building.upgrade:
         yield Finding(path, "left by an upgrade that was interrupted; the next one begins anew", UNFINISHED)
         return
+    if (finished is not None and finished.id == building.id) or (finished is None and building.building is None):
+        yield Finding(path, "left by a commit that was interrupted; the next writer sees to it", LEFTOVER)
     if finished is not None and finished.id == building.id:
         return
     found = list(_check_state(folder, building, tick))
@@ -167,13 +167,16 @@ def _check_state(folder: str, state: Manifest, tick: Tick) -> Iterator[Finding]:
     """The files of one state, then, where they are whole, the rows of its index."""
     found = [one for role, file in state.files.items() for one in _check_file(folder, state, role, file, tick)]
     yield from found
+    if state.lost:
+        what = "not checked: a sync has failed, so its files may not be on the disk; the next writer copies them"
+        yield Finding(folder, what, UNCHECKED)
     if state.format_1:
         yield Finding(folder, "not checked: format 1 has no checksums; `upgrade` gives it some", UNCHECKED)
     if any(one.kind == DAMAGED for one in found):
         return
     try:
         snapshot = Snapshot(folder, state)
-        problem = _bad_rows(state, snapshot)
+        problem = bad_rows(state, snapshot)
         if state.format_1 and problem is None:
             yield from _surplus(folder, state, snapshot)
     except (MmapNinjaError, FileNotFoundError) as error:
@@ -251,7 +254,7 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join(shown) + (", ..." if len(parts) > _SHOWN else "")
 
 
-def _bad_rows(state: Manifest, snapshot: Snapshot) -> str | None:
+def bad_rows(state: Manifest, snapshot: Snapshot) -> str | None:
     """What is wrong with the first row that is wrong: a sample that does not lie in the data, behind the one before.
 
     In maps that this package made from the start, the samples fill the data without a gap.

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from mmap_ninja._storage import disk
-from mmap_ninja._storage.decode import decode
+from mmap_ninja._storage.decode import decode_once
 from mmap_ninja._storage.disk import Buffer
 from mmap_ninja._storage.flatfile import BLOCK, appended, npy_header
 from mmap_ninja._storage.manifest import (
@@ -156,7 +156,7 @@ def write_manifest(folder: str, state: Manifest, to: str, *, sync: bool) -> None
 def _prepare(folder: str, state: Manifest, to: str, *, sync: bool) -> None:
     """Write a manifest beside the one whose place it will take; if that fails, it leaves no file."""
     path, raw = os.path.join(folder, to + NEXT), encode(state)
-    decode(raw, path)  # nothing is committed that could not be read
+    decode_once(raw, path)  # nothing is committed that could not be read
     fd = disk.create_temporary(path, PREFIX)
     try:
         try:
@@ -279,7 +279,7 @@ def write_headers(state: Manifest, roles: Iterable[str], opened: Opened) -> None
 
 def write_rows(folder: str, state: Manifest, tables: Iterable[np.ndarray[Any, Any]], *, sync: bool) -> Manifest:
     """Write a whole index file, table by table, uncommitted; returns the state with that file."""
-    with Opened() as opened:
+    with Opened() as opened, undone(folder, state, opened):
         for table in tables:
             state = append(folder, state, INDEX, [table.astype("<i8").tobytes()], opened)
         if sync:

@@ -51,10 +51,11 @@ _MOST_GENERATIONS = 2**62
 
 def decode(raw: bytes, path: str) -> Manifest:
     """Read a manifest; anything but a well-formed one raises `MapCorruptError` that names `path`."""
-    return _decode_again(raw, path) if len(raw) <= _REMEMBERED else _decode(raw, path)
+    return _decode_again(raw, path) if len(raw) <= _REMEMBERED else decode_once(raw, path)
 
 
-def _decode(raw: bytes, path: str) -> Manifest:
+def decode_once(raw: bytes, path: str) -> Manifest:
+    """The same, for what nobody will ask for again."""
     found = raw[len(PREFIX) : CRC_END - 1]
     if not raw.startswith(PREFIX) or raw[CRC_END - 1 : CRC_END] != b'"':
         raise MapCorruptError(f"{path} is not a manifest of mmap_ninja: it does not begin with a checksum")
@@ -73,7 +74,7 @@ def _decode(raw: bytes, path: str) -> Manifest:
 
 # The same bytes are the same manifest: a program that opens a map time and again decodes it once.
 _REMEMBERED = 4096  # bytes
-_decode_again = lru_cache(maxsize=256)(_decode)
+_decode_again = lru_cache(maxsize=256)(decode_once)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -89,7 +89,12 @@ def _opened(path: str, flags: int) -> int:
 
 def _size(fd: int, path: str) -> int:
     """The size of an open file in bytes; what is no regular file is closed and refused."""
-    status = os.fstat(fd)
+    try:
+        with explained(path, "look at this part of a map"):
+            status = os.fstat(fd)
+    except BaseException:
+        close_read(fd)
+        raise
     if not stat.S_ISREG(status.st_mode):
         close_read(fd)
         raise MapCorruptError(f"{path} is not a regular file")
@@ -233,9 +238,13 @@ def write_at(fd: int, chunks: Sequence[Buffer], offset: int) -> None:
 
 def _full_sync(fd: int) -> None:
     if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync alone leaves data in the drive's cache
-        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-    else:
-        os.fsync(fd)
+        try:
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.ENOTTY, errno.EINVAL):  # a file system that has no such thing
+                raise
+    os.fsync(fd)
 
 
 def sync_data(fd: int) -> None:

@@ -7,6 +7,9 @@ import zlib
 from contextlib import suppress
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
+
+import numpy as np
 
 from mmap_ninja._storage import disk
 from mmap_ninja._storage.flatfile import BLOCK, MappedFile, complete_crcs
@@ -32,6 +35,7 @@ class InPlace:
         self._state, self._file = (writer.state.id, writer.state.generation), file
         self._owner = os.getpid()
         self._blocks: set[int] = set()
+        self._crcs: np.ndarray[Any, Any] | None = None  # of the complete blocks, as they were
 
     def write(self, at: int, raw: memoryview) -> None:
         """Overwrite bytes of the data, `at` bytes from its first value."""
@@ -48,7 +52,7 @@ class InPlace:
             raise MapChangedError(f"{self._path} has been replaced: assign to the map that is there now, once more")
         disk.sync_data(self._fd)
         state = writer.state.id, writer.state.generation
-        if self._may_check and state == self._state and os.getpid() == self._owner:
+        if self._may_check and state == self._state and self.is_own():
             file = self._renewed(writer.folder)
             writer.change(files=MappingProxyType({**writer.state.files, DATA: file}))
         elif writer.state.files[DATA].checked:  # somebody has vouched for it meanwhile
@@ -60,9 +64,10 @@ class InPlace:
         tail = file.size // BLOCK
         file = replace(file, tail_crc=crcs.pop(tail, file.tail_crc))
         if crcs:
-            complete = complete_crcs(folder, file).copy()
-            complete[list(crcs)] = list(crcs.values())
-            file = replace(file, blocks_crc=zlib.crc32(complete.tobytes()))
+            if self._crcs is None:  # once: where the commit fails, they are renewed already when it is done again
+                self._crcs = complete_crcs(folder, file).copy()
+            self._crcs[list(crcs)] = list(crcs.values())
+            file = replace(file, blocks_crc=zlib.crc32(self._crcs.tobytes()))
             fd = disk.open_to_write(os.path.join(folder, file.crc_name))
             try:
                 for block, crc in sorted(crcs.items()):
@@ -71,6 +76,10 @@ class InPlace:
             finally:
                 disk.close(fd)
         return file
+
+    def is_own(self) -> bool:
+        """Whether this process has made the assignments, and not the one that it was forked from."""
+        return os.getpid() == self._owner
 
     def close(self) -> None:
         """Let go of the file; a second call does nothing."""

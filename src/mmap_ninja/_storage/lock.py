@@ -22,15 +22,18 @@ except ImportError:  # Windows: best effort, no lock
 
 LOCK = ".lock"
 _held: set[int] = set()
-_is_changing = threading.Lock()  # no fork falls between opening a descriptor and knowing of it
+_is_changing = threading.RLock()  # no fork falls between opening a descriptor and knowing of it
 
 
 def _close_in_child() -> None:
     # A forked worker must not keep its parent's lock alive. Closing a copy does not release it (flock).
-    for fd in _held:
-        os.close(fd)
-    _held.clear()
-    _is_changing.release()
+    try:
+        for fd in _held:
+            with suppress(OSError):
+                os.close(fd)
+        _held.clear()
+    finally:
+        _is_changing.release()
 
 
 if hasattr(os, "register_at_fork"):
@@ -59,11 +62,13 @@ class Lock:
     """
 
     def __init__(self, folder: str, timeout: float = 0.0) -> None:
-        if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        self._owner, self._path = os.getpid(), os.path.join(folder, LOCK)
+        self._fd: int | None = None
+        given: object = timeout
+        if not isinstance(given, int | float) or isinstance(given, bool) or given != given:  # NaN waits for ever
             raise ArgumentTypeError(f"timeout is {timeout!r}, expected a number of seconds")
-        self._owner = os.getpid()
         with _is_changing:
-            self._fd: int | None = disk.open_to_write(os.path.join(folder, LOCK), create=True)
+            self._fd = disk.open_to_write(self._path, create=True)
             _held.add(self._fd)
         try:
             self._wait(folder, timeout)
@@ -83,16 +88,17 @@ class Lock:
     def _try(self) -> bool:
         if _flock is None or self._fd is None:
             return True
-        try:
-            _flock(self._fd, _EXCLUSIVE)
-        except BlockingIOError:
-            return False
+        with disk.explained(self._path, "lock this map"):
+            try:
+                _flock(self._fd, _EXCLUSIVE)
+            except BlockingIOError:
+                return False
         return True
 
     def release(self) -> None:
         """Let the next writer in; a second call does nothing."""
-        fd, self._fd = self._fd, None
-        if fd is None or self._owner != os.getpid():  # a forked child has closed it already
+        fd = self._fd
+        if fd is None or fd not in _held or self._owner != os.getpid():  # a forked child has closed it already
             return
         with _is_changing:
             with suppress(OSError):
@@ -101,6 +107,10 @@ class Lock:
             _held.discard(fd)
             with suppress(OSError):
                 disk.close(fd)
+        self._fd = None
+
+    def __del__(self) -> None:  # an interrupt may have fallen between two lines of who held it
+        self.release()
 
     def __enter__(self) -> Lock:
         return self

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from types import MappingProxyType
 
-from mmap_ninja._storage.commit import Opened, append, commit, sweep, with_header
+from mmap_ninja._storage.commit import Opened, append, commit, sweep, undone, with_header
 from mmap_ninja._storage.flatfile import BLOCK, read_part
 from mmap_ninja._storage.manifest import DICTIONARY, File, Manifest
 from mmap_ninja._storage.writer import file_name, numbers, taken_names
@@ -28,7 +28,7 @@ def renewed(folder: str, lost: Manifest) -> Manifest:
     named = replace(lost, generation=lost.generation + 1, obsolete=tuple(sorted(names | set(lost.obsolete))))
     named = commit(folder, lost, named, {}, sync=False)
     state = replace(named, files=MappingProxyType(empty))
-    with Opened() as opened:
+    with Opened() as opened, undone(folder, state, opened):
         for role, file in lost.files.items():
             if role != DICTIONARY:
                 state = state.with_files(**{role: with_header(state, role)})

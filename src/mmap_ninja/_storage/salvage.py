@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from mmap_ninja._storage import legacy
+from mmap_ninja._storage.check import bad_rows
 from mmap_ninja._storage.disk import read_small
 from mmap_ninja._storage.flatfile import MappedFile
 from mmap_ninja._storage.legacy import HINT, Keys, Torn
 from mmap_ninja._storage.manifest import DATA, DENSE, DICTIONARY, STRINGS, Manifest
+from mmap_ninja._storage.snapshot import Snapshot
 from mmap_ninja.codec import Zstd
 from mmap_ninja.errors import ArgumentError, MapCorruptError
 
@@ -42,9 +44,27 @@ def salvage(folder: str, keys: Keys, sample_shape: tuple[int, ...] | None) -> tu
     if sample_shape is not None and sample_shape != found.sample_shape:
         raise ArgumentError(f"{folder} knows better: sample_shape is {found.sample_shape}, not {sample_shape}")
     saved, lost = _dense(folder, found) if found.kind == DENSE else _indexed(folder, found)
+    whole = None if found.kind == DENSE else _readable_as_it_is(folder, keys)
+    if whole is not None and whole.length > saved.length:
+        return whole, [f"{folder}: there are gaps between samples; they are kept as they are"]
     if saved.length == 0:
         raise MapCorruptError(f"{folder}: no sample is whole")
     return saved, [f"{folder}: {line}" for line in lost]
+
+
+def _readable_as_it_is(folder: str, keys: Keys) -> Manifest | None:
+    """The state if it is not torn: each sample lies in the data, behind the one before."""
+    try:
+        whole = legacy.read(folder, keys)
+        if whole is None or bad_rows(whole, Snapshot(folder, whole)) is not None:
+            return None
+    except MapCorruptError:
+        return None
+    if whole.kind == STRINGS:
+        starts, ends = (_column(folder, whole, role) for role in ("starts", "ends"))
+        if _readable(folder, whole, starts, ends, whole.length) < whole.length:
+            return None
+    return whole
 
 
 def _dense(folder: str, found: Manifest) -> tuple[Manifest, list[str]]:

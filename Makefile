@@ -23,7 +23,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-# The long figures of docs/reliability.md, about half an hour on 2 cores.
+# The long figures of docs/reliability.md: an hour on 2 cores, half of that on 4.
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long -n $(JOBS) --override-ini faulthandler_timeout=0 $(ARGS)
 

@@ -13,7 +13,7 @@ from faults import Call, Disk, recorded, tree
 from mmap_ninja import DenseMmap, RaggedMmap, StringsMmap, open_map
 from mmap_ninja._reading import Reading
 from mmap_ninja._storage import disk, snapshot
-from mmap_ninja.errors import DiskError
+from mmap_ninja.errors import DiskError, SyncError
 from plain_reader import BLOCK, check, crc_name, fields, same, samples
 
 RNG = np.random.default_rng(11)
@@ -223,6 +223,25 @@ def test_a_failed_extend_gives_its_room_back(tmp_path: Path, monkeypatch: pytest
     m.append(RNG.random(300_000))
     assert len(open_map(tmp_path / FOLDER)) == 2
     check(tmp_path / FOLDER)
+
+
+def test_a_failed_sync_whose_bytes_cannot_be_cut_off_is_remembered(m: RaggedMmap, tmp_path: Path) -> None:
+    """The next one would write to the same blocks, which ext4 takes for written by then."""
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(disk.os, "fdatasync", refuse)
+        patch.setattr(disk.os, "ftruncate", refuse)
+        with pytest.raises(SyncError):
+            m.extend(NEW)
+    assert fields(tmp_path / FOLDER)["lost"] is True
+    assert same(open_map(tmp_path / FOLDER)[:], OLD)
+    RaggedMmap(tmp_path / FOLDER).extend(NEW)
+    assert "lost" not in fields(tmp_path / FOLDER)
+    assert fields(tmp_path / FOLDER)["files"]["data"]["name"] == "data-2.npy"
+    assert same(open_map(tmp_path / FOLDER)[:], OLD + NEW)
 
 
 def failing_write(name: str) -> Callable[..., None]:

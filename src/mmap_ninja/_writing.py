@@ -63,9 +63,10 @@ class Writing(Reading):
         """Add samples at the end, all of them or none.
 
         When the call returns, they are durable; with `sync=False` they are safe against a kill of the process, and
-        against a power cut once the kernel has written them back, or after `flush`. `timeout` is how many seconds
-        to wait for another writer. Raises `SampleError`, `SampleTypeError`, `MapLockedError`, `MapChangedError`,
-        `OSError`; then no sample was added, unless a `SyncError` says that they are there and may not last.
+        against a power cut after `flush`, or once the kernel has written them back: until then it may cost the map,
+        and `verify` tells. `timeout` is how many seconds to wait for another writer. Raises `SampleError`,
+        `SampleTypeError`, `MapLockedError`, `MapChangedError`, `DiskError`; then no sample was added, unless a
+        `SyncError` says that they are there and may not last.
         """
         self._extend(many(samples), sync=sync, timeout=timeout)
 

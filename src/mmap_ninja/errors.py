@@ -74,6 +74,8 @@ class SyncError(DiskError):
     No sample was committed, unless the message says that the new state is visible.
     """
 
+    is_uncut = False  # whether what was written stayed in the files
+
 
 class ForeignFileError(MmapNinjaError, FileExistsError):
     """A file that is not ours stands where a file of the map has to go."""

@@ -218,7 +218,7 @@ class Build(Writer):
         super().append(batch, sync=False)
 
     def _commit(self, new: Manifest, appends: Appends, *, sync: bool) -> None:
-        with undone(self.folder, self.state, self._opened):
+        with undone(self.state, self._opened):
             for role, chunks in appends.items():
                 new = append(self.folder, new, role, chunks, self._opened)
         self.state = new

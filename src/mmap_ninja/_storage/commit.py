@@ -84,7 +84,7 @@ def commit(folder: str, old: Manifest, new: Manifest, appends: Appends, *, sync:
     """
     opened, state = Opened(), new
     try:
-        with undone(folder, old, opened):
+        with undone(old, opened):
             for role, chunks in appends.items():
                 state = append(folder, state, role, chunks, opened)
             if sync:
@@ -94,6 +94,10 @@ def commit(folder: str, old: Manifest, new: Manifest, appends: Appends, *, sync:
         _put(folder, MANIFEST, sync=sync, has_news=bool(appends))
         with suppress(OSError):  # the samples are committed, whatever becomes of the headers
             write_headers(state, appends, opened)
+    except SyncError as error:
+        if error.is_uncut:  # the next commit would write to the same blocks, and take them for written
+            mark_lost(folder, old, MANIFEST)
+        raise
     finally:
         with suppress(OSError):  # nor of the descriptors: what counts was synced before
             opened.close()
@@ -127,11 +131,12 @@ def mark_lost(folder: str, state: Manifest, to: str) -> None:
 
 
 @contextmanager
-def undone(folder: str, state: Manifest, opened: Opened) -> Iterator[None]:
+def undone(state: Manifest, opened: Opened) -> Iterator[None]:
     """Cut files back to where `state` ends if the block fails, so that a full disk has its room again.
 
     `state` is the newest that anybody knows of, and the block must end before the next one is published: what lies
-    behind its ends, or in files that it does not name, has never been mapped.
+    behind its ends, or in files that it does not name, has never been mapped. If that fails too, the error gets the
+    attribute `is_uncut`.
     """
     try:
         yield
@@ -142,8 +147,8 @@ def undone(folder: str, state: Manifest, opened: Opened) -> Iterator[None]:
             for name, fd in opened.items():
                 disk.cut(fd, ends.get(name, 0))
         except OSError:  # the error that led here is the one to hear of
-            if isinstance(error, SyncError):  # and its bytes would be taken for written
-                mark_lost(folder, state, MANIFEST)
+            if isinstance(error, SyncError):
+                error.is_uncut = True
         raise
 
 
@@ -279,7 +284,7 @@ def write_headers(state: Manifest, roles: Iterable[str], opened: Opened) -> None
 
 def write_rows(folder: str, state: Manifest, tables: Iterable[np.ndarray[Any, Any]], *, sync: bool) -> Manifest:
     """Write a whole index file, table by table, uncommitted; returns the state with that file."""
-    with Opened() as opened, undone(folder, state, opened):
+    with Opened() as opened, undone(state, opened):
         for table in tables:
             state = append(folder, state, INDEX, [table.astype("<i8").tobytes()], opened)
         if sync:

@@ -28,7 +28,7 @@ def renewed(folder: str, lost: Manifest) -> Manifest:
     named = replace(lost, generation=lost.generation + 1, obsolete=tuple(sorted(names | set(lost.obsolete))))
     named = commit(folder, lost, named, {}, sync=False)
     state = replace(named, files=MappingProxyType(empty))
-    with Opened() as opened, undone(folder, state, opened):
+    with Opened() as opened, undone(state, opened):
         for role, file in lost.files.items():
             if role != DICTIONARY:
                 state = state.with_files(**{role: with_header(state, role)})

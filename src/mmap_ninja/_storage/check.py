@@ -7,17 +7,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
 
 from mmap_ninja._storage import disk
 from mmap_ninja._storage.build import is_ours, is_unreadable
 from mmap_ninja._storage.flatfile import BLOCK, bad_blocks, npy_header, read_part
-from mmap_ninja._storage.index import MISSING, Table, tables
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.lock import is_held
 from mmap_ninja._storage.manifest import BUILDING, CAP, DATA, DENSE, INDEX, MANIFEST, NEXT, File, Manifest
+from mmap_ninja._storage.rows import bad_rows, places
 from mmap_ninja._storage.snapshot import Snapshot, find_finished, read_json
 from mmap_ninja.errors import (
     DiskError,
@@ -190,7 +187,7 @@ def _surplus(folder: str, state: Manifest, snapshot: Snapshot) -> Iterator[Findi
     """Bytes that 0.9.0 has written and not counted."""
     used = state.files[DATA].size
     if state.kind != DENSE and state.length:
-        starts, sizes, _ = _places(state, snapshot.index.ndim, snapshot.index.table(state.length - 1, state.length))
+        starts, sizes, _ = places(state, snapshot.index.ndim, snapshot.index.table(state.length - 1, state.length))
         used = int(starts[0] + sizes[0]) * state.itemsize
     path = os.path.join(folder, state.files[DATA].name)
     fd, size = disk.open_to_read(path)
@@ -252,44 +249,3 @@ def _ranges(numbers: list[int]) -> str:
             parts.append([number, number])
     shown = [str(first) if first == last else f"{first}-{last}" for first, last in parts[:_SHOWN]]
     return ", ".join(shown) + (", ..." if len(parts) > _SHOWN else "")
-
-
-def bad_rows(state: Manifest, snapshot: Snapshot) -> str | None:
-    """What is wrong with the first row that is wrong: a sample that does not lie in the data, behind the one before.
-
-    In maps that this package made from the start, the samples fill the data without a gap.
-    """
-    if state.kind == DENSE:
-        return None
-    is_whole = state.files[DATA].offset > 0 if DATA in state.files else False
-    total, end, first = state.files[DATA].size // state.itemsize if DATA in state.files else 0, 0, 0
-    for table in tables(snapshot.index):
-        starts, sizes, is_bad = _places(state, snapshot.index.ndim, table)
-        before = np.concatenate([[end], (starts + sizes)[:-1]])
-        is_bad |= (starts != before) if is_whole else (starts < before)
-        is_bad |= (starts < 0) | (starts > total) | (starts + sizes > total)
-        bad = np.flatnonzero(is_bad)
-        if len(bad):
-            row = table[bad[0]].tolist()
-            return f"the row {row} of sample {first + int(bad[0])} is wrong: the samples have {total} elements"
-        if len(table):
-            end = int(starts[-1] + sizes[-1])
-        first += len(table)
-    if is_whole and end != total:
-        return f"the last sample ends at {end}, but there are {total} elements"
-    return None
-
-
-def _places(state: Manifest, ndim: int, table: Table) -> tuple[Table, Table, np.ndarray[Any, np.dtype[np.bool_]]]:
-    """Where samples begin, how many elements they have, and which rows cannot be."""
-    shapes = table[:, 1 : 1 + ndim]
-    is_missing = shapes == MISSING
-    is_bad = ((shapes < 0) & ~is_missing).any(axis=1)
-    is_bad |= (is_missing[:, :-1] & ~is_missing[:, 1:]).any(axis=1)
-    if not state.mixed:
-        is_bad |= is_missing.any(axis=1)
-    if state.codec is not None and not state.format_1:
-        is_bad |= table[:, -1] < 0
-    counted = np.where(is_missing, 1, shapes)
-    is_bad |= counted.astype(float).prod(axis=1) > 2.0**62
-    return table[:, 0], np.where(is_bad, 0, counted.prod(axis=1)), is_bad

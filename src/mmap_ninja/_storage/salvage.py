@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from mmap_ninja._storage import legacy
-from mmap_ninja._storage.check import bad_rows
 from mmap_ninja._storage.disk import read_small
 from mmap_ninja._storage.flatfile import MappedFile
 from mmap_ninja._storage.legacy import HINT, Keys, Torn
 from mmap_ninja._storage.manifest import DATA, DENSE, DICTIONARY, STRINGS, Manifest
+from mmap_ninja._storage.rows import bad_rows
 from mmap_ninja._storage.snapshot import Snapshot
 from mmap_ninja.codec import Zstd
 from mmap_ninja.errors import ArgumentError, MapCorruptError

@@ -142,8 +142,8 @@ def again(change: Change, folder: Path, handle: object, *, is_refused: bool) -> 
         with pytest.raises(SyncError, match="open the map again"):
             quietly(change.call, handle)
     m, is_part = opened(folder)
-    is_done = isinstance(handle, Mmap) and m is not None and not is_part and same(listed(m), change.new)
-    if not is_done or same(change.old or [], change.new):
+    is_done = isinstance(handle, Mmap) and m is not None and not is_part
+    if change.assigned or not is_done or not same(listed(m), change.new) or same(change.old or [], change.new):
         quietly(change.call, quietly(change.opening, folder) if is_refused else handle)
     whole(folder, change.new)
 

@@ -126,9 +126,7 @@ class Writing(Reading):
             if not patches:
                 return
             self._refuse_after_failure()
-            if (
-                self._patches is not None and not self._patches.is_own()
-            ):  # of the parent that this process was forked from
+            if self._patches is not None and not self._patches.is_own():  # this process was forked since
                 self._forget_assignments()
             if self._patches is None:
                 with self._writer(snapshot) as writer:
@@ -198,9 +196,9 @@ class Writing(Reading):
         super()._let_go()
 
     def _forget_assignments(self) -> None:
-        if self._patches is not None:
-            self._patches.close()
-        self._patches = None
+        patches, self._patches = self._patches, None  # first, whatever becomes of the descriptor
+        if patches is not None:
+            patches.close()
 
     @property
     def metadata(self) -> dict[str, Any]:

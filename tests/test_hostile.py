@@ -27,6 +27,7 @@ from plain_reader import fields, forge
 
 MUTANTS = 20_000
 LONG = 1_000_000
+PARTS = 40  # of the long run, for all cores
 AT_ONCE = 500  # mutants in one child
 FOUND = Path(__file__).parent / "hostile"  # folders that once made something else of it
 
@@ -86,8 +87,10 @@ def test_mutants(all_seeds: list[Seed], fast: Path) -> None:
 
 
 @pytest.mark.long
-def test_many_mutants(all_seeds: list[Seed], fast: Path) -> None:
-    found = run(all_seeds, range(MUTANTS, LONG), fast)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_many_mutants(all_seeds: list[Seed], fast: Path, part: int) -> None:
+    size = (LONG - MUTANTS) // PARTS
+    found = run(all_seeds, range(MUTANTS + part * size, MUTANTS + (part + 1) * size), fast)
     assert not found, report(found)
 
 

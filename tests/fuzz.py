@@ -729,9 +729,11 @@ def strict_warnings() -> Iterator[None]:
 def write_files(folder: Path, files: dict[str, bytes | None]) -> None:
     for name, raw in files.items():
         path = folder / name
+        if path.is_dir():  # a name that a mutant has made of nothing
+            continue
         if raw is None:
             path.unlink(missing_ok=True)
-        elif not path.is_dir():  # a name that a mutant has made of nothing
+        else:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(raw)
 

@@ -269,3 +269,13 @@ def test_a_manifest_that_is_read_is_read_once(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(snapshot.disk, "read_small", lambda path, cap: read.append(path) or real(path, cap))
     RaggedMmap(tmp_path / "map")[0]
     assert [Path(path).name for path in read] == ["manifest.json"]
+
+
+def test_bytes_of_no_dtype_are_refused(tmp_path: Path) -> None:
+    """Found by the long fuzz run: nobody could say how many values they are."""
+    RaggedMmap.from_lists(tmp_path / "map", [])
+    (tmp_path / "map/data.npy").write_bytes(bytes(167))
+    entry = {"name": "data.npy", "offset": 128, "size": 39, "tail_crc": 0, "blocks_crc": 0, "checked": True}
+    forge(tmp_path / "map", obsolete=[], files={"data": entry})
+    with pytest.raises(MapCorruptError, match=r"data\.npy has 39 bytes, but nothing says of what"):
+        open_map(tmp_path / "map")

@@ -254,6 +254,8 @@ def _check_sizes(manifest: Manifest) -> None:
             if file.size > MOST_DICTIONARY:
                 raise ValueError(f"a dictionary of {file.size} bytes, expected at most {MOST_DICTIONARY}")
             continue
+        if manifest.dtype is None and file.size:
+            raise ValueError(f"{file.name} has {file.size} bytes, but nothing says of what")
         dtype, shape = manifest.layout(role)
         if math.prod(shape) * dtype.itemsize != file.size:
             raise ValueError(f"{file.name} has {file.size} bytes, expected shape {shape} of {dtype}")

@@ -30,7 +30,7 @@ import numpy as np
 import plain_reader
 from changes import Kind
 from mmap_ninja import Mmap, open_map, verify
-from mmap_ninja._storage import build, disk, legacy, snapshot, upgrade
+from mmap_ninja._storage import build, disk, legacy, snapshot, unfinished, upgrade
 from mmap_ninja.errors import MapCorruptError, MapNotFoundError, MmapNinjaError, PartBuiltWarning
 from plain_reader import same
 
@@ -398,7 +398,7 @@ def rebooted() -> Iterator[None]:
     """On another boot of the machine than what was written before."""
     boot = f"boot {next(_BOOTS)}"
     with ExitStack() as stack:
-        for module in (snapshot, build, upgrade):
+        for module in (snapshot, build, unfinished, upgrade):
             stack.enter_context(mock.patch.object(module, "boot_id", return_value=boot))
         yield
 

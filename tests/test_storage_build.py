@@ -253,9 +253,8 @@ def rebooted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """The machine starts again: the kernel has another boot id."""
 
     def reboot() -> None:
-        for module in ("snapshot", "build", "writer", "upgrade"):
-            target = f"mmap_ninja._storage.{module}.boot_id"
-            monkeypatch.setattr(target, lambda: "another boot", raising=False)
+        for module in ("snapshot", "build", "unfinished", "upgrade"):
+            monkeypatch.setattr(f"mmap_ninja._storage.{module}.boot_id", lambda: "another boot")
 
     return reboot
 

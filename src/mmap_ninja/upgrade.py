@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmap_ninja._reading import AnyPath, folder_of
-from mmap_ninja._storage.build import settle, writing
+from mmap_ninja._storage.build import writing
 from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
 from mmap_ninja._storage.lock import Lock
 from mmap_ninja._storage.manifest import MANIFEST, MAX_INT
 from mmap_ninja._storage.salvage import salvage as find_whole
 from mmap_ninja._storage.snapshot import find, read_json
+from mmap_ninja._storage.unfinished import settle
 from mmap_ninja._storage.upgrade import upgrade as rewrite
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapNotFoundError, SalvageWarning, UpgradeWarning, warn
 

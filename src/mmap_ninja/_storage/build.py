@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import MappingProxyType, TracebackType
 from typing import Any
 
-from mmap_ninja._storage import disk, legacy
+from mmap_ninja._storage import disk
 from mmap_ninja._storage.commit import Appends, Opened, append, publish, remove_files, sweep, undone, write_manifest
 from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
 from mmap_ninja._storage.lock import LOCK, Lock
 from mmap_ninja._storage.manifest import (
     BUILDING,
-    CAP,
     DATA,
     DENSE,
     DICTIONARY,
     INDEX,
-    MANIFEST,
-    PREFIX,
     Building,
     File,
     Manifest,
 )
+from mmap_ninja._storage.names import file_name, free_number
 from mmap_ninja._storage.renew import renewed
-from mmap_ninja._storage.snapshot import boot_id, find, find_finished, open_snapshot, read_json
+from mmap_ninja._storage.snapshot import boot_id, find, find_finished, open_snapshot
+from mmap_ninja._storage.unfinished import resumed, settle, unfinished
 from mmap_ninja._storage.upgrade import upgrade
-from mmap_ninja._storage.writer import Batch, Writer, file_name, foreign_file, numbers, taken_names
+from mmap_ninja._storage.writer import Batch, Writer
 from mmap_ninja.errors import (
-    ArgumentError,
     MapChangedError,
     MapCorruptError,
     MapKindError,
@@ -80,29 +78,6 @@ def writing(
             manifest = upgrade(folder, manifest)
             warn(f"{folder} is a map of mmap_ninja 0.9.0; writing to it upgrades it to format 2", UpgradeWarning)
         yield Writer(folder, renewed(folder, manifest) if manifest.lost else manifest)
-
-
-def settle(folder: str, keys: Keys) -> None:
-    """Go through with a publication that was interrupted between its two renames, or forget what it has left.
-
-    Where readers still see the old map, of format 2 or of format 1, it stays: only its upgrade is gone through with.
-    """
-    left = _unfinished(folder)
-    manifest = None if left is None else read_json(folder, MANIFEST)
-    if left is not None and manifest is None and left.building is None and _is_old_gone(folder, keys, left.id):
-        disk.replace(os.path.join(folder, BUILDING), os.path.join(folder, MANIFEST))
-        disk.sync_folder(folder)
-    elif left is not None and manifest is not None and left.id == manifest.id:
-        remove_files(folder, left.names() - manifest.names())
-        disk.remove(folder, BUILDING)
-
-
-def _is_old_gone(folder: str, keys: Keys, id: str) -> bool:
-    try:
-        old = legacy.read(folder, keys)
-    except MapCorruptError:
-        return False
-    return old is None or old.id == id
 
 
 def change_map(writer: Writer, **fields: Any) -> None:
@@ -157,15 +132,15 @@ class Build(Writer):
         try:
             settle(self.folder, self._keys)
             self._replaced = _committed(self.folder, self._keys)
-            unfinished = _unfinished(self.folder)
+            left = unfinished(self.folder)
             if self._replaced is not None:
-                remove_files(self.folder, set(self._replaced.obsolete) - (unfinished.names() if unfinished else set()))
-            if resume and unfinished is not None and unfinished.length and not _of_upgrade(unfinished):
+                remove_files(self.folder, set(self._replaced.obsolete) - (left.names() if left else set()))
+            if resume and left is not None and left.length and not left.is_upgrade:
                 kept = set() if self._replaced is None else self._replaced.names()
-                remove_files(self.folder, set(unfinished.obsolete) - kept)
-                self.state = _resumed(self.folder, unfinished, self.state)
+                remove_files(self.folder, set(left.obsolete) - kept)
+                self.state = resumed(self.folder, left, self.state)
             else:
-                self.state = self._reserved(self.folder, self.state, unfinished)
+                self.state = self._reserved(self.folder, self.state, left)
         except BaseException:
             self._release()
             raise
@@ -173,19 +148,19 @@ class Build(Writer):
 
     def _look_for_foreign_files(self) -> None:
         """Raise what would be raised later, while there is not even a lock file."""
-        known = _committed(self.folder, self._keys), _unfinished(self.folder)
-        _free_number(self.folder, _roles(self.state), _used_names(*known))
+        known = _committed(self.folder, self._keys), unfinished(self.folder)
+        free_number(self.folder, _roles(self.state), _used_names(*known))
 
     def dictionary(self) -> bytes | None:
         """The dictionary of the build so far."""
         return open_snapshot(self.folder, state=self.state).dictionary if self.state.length else None
 
-    def _reserved(self, folder: str, template: Manifest, unfinished: Manifest | None) -> Manifest:
+    def _reserved(self, folder: str, template: Manifest, left: Manifest | None) -> Manifest:
         """Name the files before they are made, so that a crash leaves nothing behind that nobody knows."""
         kept = set() if self._replaced is None else self._replaced.names()
-        swept = _used_names(unfinished)
+        swept = _used_names(left)
         roles = _roles(template)
-        number = _free_number(folder, roles, _used_names(self._replaced) | swept)
+        number = free_number(folder, roles, _used_names(self._replaced) | swept)
         state = replace(
             template,
             files=MappingProxyType({role: File(file_name(role, number)) for role in roles}),
@@ -301,66 +276,6 @@ def _used_names(*states: Manifest | None) -> set[str]:
     return set().union(*(state.used_names() for state in states if state is not None))
 
 
-def _of_upgrade(unfinished: Manifest) -> bool:
-    return unfinished.building is not None and unfinished.building.upgrade
-
-
-def _unfinished(folder: str) -> Manifest | None:
-    """What an interrupted build has left; None also where a power cut has left nothing readable of its manifest."""
-    try:
-        return read_json(folder, BUILDING)
-    except MapCorruptError:
-        if is_ours(folder, BUILDING):
-            return None
-        raise
-
-
-def is_ours(folder: str, name: str) -> bool:
-    """Whether there is a small file that begins as a manifest does, or with the nothing that a power cut leaves."""
-    try:
-        start = disk.read_small(os.path.join(folder, name), CAP)[: len(PREFIX)]
-    except (MapCorruptError, FileNotFoundError, NotADirectoryError):
-        return False
-    return start == PREFIX[: len(start)] or not any(start)
-
-
-def is_unreadable(folder: str) -> bool:
-    """Whether there is a `building.json` of ours that says nothing any more."""
-    return is_ours(folder, BUILDING) and _unfinished(folder) is None
-
-
-def _resumed(folder: str, unfinished: Manifest, template: Manifest) -> Manifest:
-    """The state to go on from, if it is of the same map and its bytes are still right."""
-    if unfinished.kind != template.kind or unfinished.codec != template.codec:
-        raise ArgumentError(
-            f"{folder} holds an unfinished {unfinished.kind} map (codec {unfinished.codec}), "
-            f"not a {template.kind} map (codec {template.codec}); build it without resume=True"
-        )
-    dtype = template.dtype if unfinished.dtype is None else unfinished.dtype
-    if template.dtype is not None and template.dtype_given and template.dtype != dtype:
-        raise ArgumentError(f"{folder} holds an unfinished map of {unfinished.dtype}, not {template.dtype}")
-    open_snapshot(folder, state=unfinished)
-    return replace(
-        unfinished,
-        building=Building(boot_id()),
-        obsolete=(),
-        dtype=dtype,
-        dtype_given=unfinished.dtype_given or template.dtype_given,
-        metadata=template.metadata or unfinished.metadata,
-    )
-
-
 def _roles(template: Manifest) -> list[str]:
     """The files that a map of this kind may need."""
     return [DATA] + [INDEX] * (template.kind != DENSE) + [DICTIONARY] * (template.codec is not None)
-
-
-def _free_number(folder: str, roles: Iterable[str], known: set[str]) -> int:
-    """The number in the names of new files: never one that was used here before."""
-    number = max(numbers(known), default=0) + 1
-    is_ours = bool(known) or os.path.lexists(os.path.join(folder, BUILDING))
-    while taken := taken_names(folder, roles, number):
-        if not is_ours:
-            raise foreign_file(folder, taken[0])
-        number += 1
-    return number

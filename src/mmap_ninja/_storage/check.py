@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from mmap_ninja._storage import disk
-from mmap_ninja._storage.build import is_ours, is_unreadable
-from mmap_ninja._storage.flatfile import BLOCK, bad_blocks, npy_header, read_part
+from mmap_ninja._storage.flatfile import BLOCK, bad_blocks, has_crcs, npy_header, read_part
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.lock import is_held
 from mmap_ninja._storage.manifest import BUILDING, CAP, DATA, DENSE, INDEX, MANIFEST, NEXT, File, Manifest
 from mmap_ninja._storage.rows import bad_rows, places
 from mmap_ninja._storage.snapshot import Snapshot, find_finished, read_json
+from mmap_ninja._storage.unfinished import is_ours, is_unreadable
 from mmap_ninja.errors import (
     DiskError,
-    MapCorruptError,
     MapNotFoundError,
     MapPathError,
     MapPermissionError,
@@ -137,7 +135,7 @@ def _damage(error: Exception) -> str:
 def _check_building(folder: str, finished: Manifest | None, building: Manifest, tick: Tick) -> Iterator[Finding]:
     """What an interrupted build has left."""
     path = os.path.join(folder, BUILDING)
-    if building.building is not None and building.building.upgrade:
+    if building.is_upgrade:
         yield Finding(path, "left by an upgrade that was interrupted; the next one begins anew", UNFINISHED)
         return
     if (finished is not None and finished.id == building.id) or (finished is None and building.building is None):
@@ -219,12 +217,10 @@ def _check_file(folder: str, state: Manifest, role: str, file: File, tick: Tick)
 def _check_bytes(folder: str, file: File, tick: Callable[[int], object]) -> Iterator[Finding]:
     """Compare a file with its checksums, also one that may differ from them."""
     path, count = os.path.join(folder, file.name), -(-file.size // BLOCK)
-    try:
+    if file.checked or has_crcs(folder, file):
         bad = [number for number, _, _ in bad_blocks(folder, file, tick)]
         differ = f"{len(bad)} of {count} blocks of {BLOCK} bytes: {_ranges(bad)}"
-    except MapCorruptError:
-        if file.checked or "is damaged" not in str(sys.exc_info()[1]):
-            raise
+    else:
         bad, differ = [0], "its checksums, which were being renewed"
     if file.checked and bad:
         yield Finding(path, f"damaged in {differ}", DAMAGED)

@@ -110,9 +110,18 @@ def read_part(folder: str, file: File, start: int, size: int) -> bytes:
     return bytes(raw)
 
 
+def _raw_crcs(folder: str, file: File) -> bytes:
+    return read_part(folder, File(file.crc_name), 0, 4 * (file.size // BLOCK))
+
+
+def has_crcs(folder: str, file: File) -> bool:
+    """Whether the recorded checksums are those that the manifest vouches for."""
+    return zlib.crc32(_raw_crcs(folder, file)) == file.blocks_crc
+
+
 def complete_crcs(folder: str, file: File) -> np.ndarray[Any, Any]:
     """The recorded checksums of the complete blocks, if they are those that the manifest vouches for."""
-    raw = read_part(folder, File(file.crc_name), 0, 4 * (file.size // BLOCK))
+    raw = _raw_crcs(folder, file)
     if zlib.crc32(raw) != file.blocks_crc:
         raise MapCorruptError(
             f"{os.path.join(folder, file.crc_name)} is damaged: checksum {zlib.crc32(raw):08x}, "

@@ -122,6 +122,11 @@ class Manifest:
         return 1 + self.ndim + (self.codec is not None)
 
     @property
+    def is_upgrade(self) -> bool:
+        """Whether it is of an upgrade from format 1 that is not finished."""
+        return self.building is not None and self.building.upgrade
+
+    @property
     def itemsize(self) -> int:
         """Bytes of one element; 1 until there is a dtype."""
         return 1 if self.dtype is None else self.dtype.itemsize

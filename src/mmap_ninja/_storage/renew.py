@@ -9,7 +9,7 @@ from types import MappingProxyType
 from mmap_ninja._storage.commit import Opened, append, commit, sweep, undone, with_header
 from mmap_ninja._storage.flatfile import BLOCK, read_part
 from mmap_ninja._storage.manifest import DICTIONARY, File, Manifest
-from mmap_ninja._storage.writer import file_name, numbers, taken_names
+from mmap_ninja._storage.names import file_name, free_number
 from mmap_ninja.errors import MapCorruptError
 
 
@@ -19,9 +19,7 @@ def renewed(folder: str, lost: Manifest) -> Manifest:
     For a state of which a sync has failed: a later sync of the same files proves nothing. Each byte is compared with
     its checksum on the way. Raises `MapCorruptError` where bytes are lost already, `DiskError`.
     """
-    number = max(numbers(lost.names()), default=0) + 1
-    while taken_names(folder, lost.files, number):
-        number += 1
+    number = free_number(folder, lost.files, lost.names())
     empty = {role: File(file_name(role, number)) for role in lost.files}
     names = {name for file in empty.values() for name in (file.name, file.crc_name)}
     # Named before they are made, so that a crash leaves nothing behind that nobody knows.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from mmap_ninja._storage import disk
-from mmap_ninja._storage.build import is_ours, is_unreadable, settle
 from mmap_ninja._storage.commit import Opened, checksum, remove_files, write_headers
 from mmap_ninja._storage.flatfile import MappedFile
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.lock import Lock
 from mmap_ninja._storage.manifest import BUILDING, MANIFEST, NEXT
 from mmap_ninja._storage.snapshot import find_finished
+from mmap_ninja._storage.unfinished import is_ours, is_unreadable, settle
 from mmap_ninja._storage.writer import Writer
 
 

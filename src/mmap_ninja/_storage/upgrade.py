@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -33,10 +33,11 @@ from mmap_ninja._storage.manifest import (
     File,
     Manifest,
 )
-from mmap_ninja._storage.snapshot import Snapshot, boot_id, read_json
-from mmap_ninja._storage.writer import file_name, foreign_file, numbers, taken_names
+from mmap_ninja._storage.names import file_name, foreign_file, free_number
+from mmap_ninja._storage.snapshot import Snapshot, boot_id
+from mmap_ninja._storage.unfinished import unfinished
 from mmap_ninja.codec import content_size
-from mmap_ninja.errors import MapCorruptError, SyncError
+from mmap_ninja.errors import SyncError
 
 _BYTES_AT_ONCE = 1 << 26
 
@@ -47,7 +48,7 @@ def upgrade(folder: str, old: Manifest) -> Manifest:
     Fortran order of two or more axes has no place in format 2: such data is written anew.
     """
     snapshot = Snapshot(folder, old)
-    interrupted = _interrupted(folder)
+    interrupted = unfinished(folder)
     # Where an earlier upgrade could not sync the data, which 0.9.0 never did, it is copied.
     is_lost = interrupted is not None and interrupted.lost
     kept = {role: old.files[role] for role in (DATA, DICTIONARY) if role in old.files and not is_lost}
@@ -55,7 +56,7 @@ def upgrade(folder: str, old: Manifest) -> Manifest:
         kept.pop(DATA, None)
     copied = [role for role in (DATA, DICTIONARY) if role in old.files and role not in kept]
     made = [*copied, INDEX] if old.kind != DENSE else copied
-    number = _free_number(folder, made, interrupted)
+    number = free_number(folder, made, set() if interrupted is None else interrupted.used_names())
     new = {role: File(file_name(role, number)) for role in made}
     reserved = _reserve(folder, old, {**kept, **new}, interrupted)
     ndim, mixed = (0, False) if old.kind == DENSE else _axes(snapshot.index)
@@ -90,24 +91,6 @@ def upgrade(folder: str, old: Manifest) -> Manifest:
                 mark_lost(folder, reserved, BUILDING)
             raise
     return state
-
-
-def _interrupted(folder: str) -> Manifest | None:
-    """The upgrade, or the build of another map, that was interrupted here."""
-    try:
-        return read_json(folder, BUILDING)
-    except MapCorruptError:
-        return None
-
-
-def _free_number(folder: str, roles: Iterable[str], interrupted: Manifest | None) -> int:
-    """The number in the names of new files, which nobody has used."""
-    number = 1 + max(numbers(interrupted.used_names()), default=0) if interrupted is not None else 1
-    while taken := taken_names(folder, roles, number):
-        if interrupted is None and not os.path.lexists(os.path.join(folder, BUILDING)):
-            raise foreign_file(folder, taken[0])
-        number += 1
-    return number
 
 
 def _reserve(folder: str, old: Manifest, files: dict[str, File], interrupted: Manifest | None) -> Manifest:

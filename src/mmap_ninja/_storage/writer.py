@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -21,11 +20,8 @@ from mmap_ninja._storage.commit import (
 from mmap_ninja._storage.disk import Buffer
 from mmap_ninja._storage.index import tables, widened
 from mmap_ninja._storage.manifest import DATA, DICTIONARY, INDEX, File, Manifest
+from mmap_ninja._storage.names import file_name, free_number
 from mmap_ninja._storage.snapshot import open_snapshot
-from mmap_ninja.errors import ForeignFileError
-
-_STEMS = {DATA: "data{}.npy", INDEX: "index{}.npy", DICTIONARY: "zstd{}.dict"}
-_NUMBER = re.compile(r"(?:data|index|zstd)(?:-([0-9]{1,9}))?\.(?:npy|crc|dict)")
 
 
 @dataclass(frozen=True)
@@ -46,29 +42,6 @@ class Batch:
 def new_id() -> str:
     """A random name for a map, by which handles notice that it was replaced."""
     return os.urandom(16).hex()
-
-
-def file_name(role: str, number: int) -> str:
-    """The name of a map's file; each time that a folder gets another one, it gets the next number."""
-    return _STEMS[role].format("" if number == 1 else f"-{number}")
-
-
-def numbers(names: Iterable[str]) -> list[int]:
-    """The numbers in those names that are of a map's files."""
-    found = (_NUMBER.fullmatch(name) for name in names)
-    return [int(match[1] or 1) for match in found if match]
-
-
-def taken_names(folder: str, roles: Iterable[str], number: int) -> list[str]:
-    """Which names of new files with this number, their checksums included, somebody has already."""
-    files = [File(file_name(role, number)) for role in roles]
-    names = [name for file in files for name in (file.name, file.crc_name)]
-    return [name for name in names if os.path.lexists(os.path.join(folder, name))]
-
-
-def foreign_file(folder: str, name: str) -> ForeignFileError:
-    """What is raised where somebody else has taken one of our names."""
-    return ForeignFileError(f"{os.path.join(folder, name)} is not of a map, but has the name of one of its files")
 
 
 class Writer:
@@ -130,7 +103,7 @@ class Writer:
 
     def _wider_index(self, wide: Manifest, *, sync: bool) -> File:
         """Copy the index to a new file with more columns."""
-        new = File(file_name(INDEX, self._free_number()))
+        new = File(file_name(INDEX, free_number(self.folder, [INDEX], [self.state.files[INDEX].name])))
         # Named before it is made, so that a crash leaves nothing behind that nobody knows.
         self.change(sync=sync, obsolete=(new.name, new.crc_name))
         index = open_snapshot(self.folder, state=self.state).index
@@ -138,10 +111,3 @@ class Writer:
         state = state.with_files(**{INDEX: with_header(state, INDEX)})
         rows = (widened(table, wide.width) for table in tables(index))
         return write_rows(self.folder, state, rows, sync=sync).files[INDEX]
-
-    def _free_number(self) -> int:
-        """The number of a new index, whose names nobody has."""
-        number = numbers([self.state.files[INDEX].name])[0] + 1
-        while taken_names(self.folder, [INDEX], number):
-            number += 1
-        return number

@@ -16,6 +16,7 @@ import pytest
 
 import mmap_ninja
 from changes import KINDS, made_by_0_9, unpack
+from damages import device, empty, fifo, folder, half, missing, short
 from faults import exit_code, start_child, tree
 from mmap_ninja import DenseMmap, Mmap, RaggedMmap, np_open_existing, open_map, verify
 from mmap_ninja.errors import MapCorruptError, MapNotFoundError, MmapNinjaError, PartBuiltWarning
@@ -101,34 +102,8 @@ def files_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
 # What happens to a file.
 
 
-def missing(path: Path) -> None:
-    path.unlink()
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def short(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def half(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
 def longer(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"\xff" * 77)
-
-
-def folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def fifo(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
 
 
 def unix_socket(path: Path) -> None:
@@ -153,11 +128,6 @@ def link_out(path: Path) -> None:
 def loop(path: Path) -> None:
     path.unlink()
     path.symlink_to(path.name)
-
-
-def device(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("/dev/zero")
 
 
 CUTS = [empty, short, half]

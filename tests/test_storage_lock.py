@@ -50,6 +50,22 @@ def owner(folder: Path, and_then: Callable[[], object] = lambda: None) -> Iterat
         os.close(write)
 
 
+def owner_for_a_while(folder: Path) -> int:
+    """Another process that holds the lock for 0.3 s from now on."""
+    read, write = os.pipe()
+
+    def hold() -> None:
+        with Lock(str(folder)):
+            os.write(write, b"held")
+            time.sleep(0.3)
+
+    pid = start_child(hold)
+    assert os.read(read, 4) == b"held"
+    os.close(read)
+    os.close(write)
+    return pid
+
+
 def refused(act: Callable[[], object]) -> None:
     """It raises at once: promised are 0.1 s, the rest is for a busy machine."""
     begun = time.monotonic()
@@ -107,15 +123,7 @@ def test_the_functions_for_dense_maps_take_the_same_lock(tmp_path: Path) -> None
 
 
 def test_a_timeout_waits_for_the_other_writer(m: RaggedMmap) -> None:
-    read, write = os.pipe()
-
-    def hold() -> None:
-        with Lock(str(m.out_dir)):
-            os.write(write, b"held")
-            time.sleep(0.3)
-
-    pid = start_child(hold)
-    assert os.read(read, 4) == b"held"
+    pid = owner_for_a_while(m.out_dir)
     begun = time.monotonic()
     m.append(OLD[0], timeout=30)
     assert time.monotonic() - begun > 0.1
@@ -297,16 +305,8 @@ def test_a_file_system_without_locks_is_an_error_of_ours(m: RaggedMmap, monkeypa
 
 def test_leaving_a_with_block_waits_as_long_as_its_calls(m: RaggedMmap) -> None:
     """The samples are there; an error of the last flush would say otherwise."""
-    read, write = os.pipe()
-
-    def hold() -> None:
-        with Lock(str(m.out_dir)):
-            os.write(write, b"held")
-            time.sleep(0.3)
-
     with RaggedMmap(m.out_dir) as handle:
         handle.append(OLD[0], sync=False, timeout=30)
-        pid = start_child(hold)
-        assert os.read(read, 4) == b"held"
+        pid = owner_for_a_while(m.out_dir)
     assert exit_code(pid) == 0
     assert len(open_map(m.out_dir)) == 3

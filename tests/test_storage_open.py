@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from changes import SMALL, format_1_rows
+from damages import device, empty, fifo, folder, half, missing, short
 from faults import in_child, tree
 from mmap_ninja import BytesMmap, DenseMmap, RaggedMmap, StringsMmap, np_open_existing, open_existing, open_map, upgrade
 from mmap_ninja._storage import disk, snapshot
@@ -22,32 +23,6 @@ OLD = [np.arange(3), np.arange(500)]
 NEW = [np.arange(7)]
 
 
-def missing(path: Path) -> None:
-    path.unlink()
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def short(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def half(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def fifo(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
 def link(path: Path) -> None:
     """To the file itself, elsewhere: right, but who knows for how long."""
     shutil.move(path, path.parent.parent / "elsewhere")
@@ -57,11 +32,6 @@ def link(path: Path) -> None:
 def loop(path: Path) -> None:
     path.unlink()
     path.symlink_to(path)
-
-
-def device(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("/dev/zero")
 
 
 DAMAGES = [missing, empty, short, half, folder, fifo, link, loop, device]

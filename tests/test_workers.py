@@ -65,6 +65,14 @@ HANDLES: dict[str, tuple[Callable[[Path], object], Callable[..., Any]]] = {
 }
 
 
+def made(name: str, folder: Path) -> tuple[Any, bytes, list]:
+    """A handle of a new map, its pickle, and its samples."""
+    make, opening = HANDLES[name]
+    make(folder)
+    m = opening(folder)
+    return m, pickle.dumps(m), read(m)
+
+
 # -- what the workers run --------------------------------------------------------------------------------------------
 
 
@@ -132,10 +140,7 @@ def extended(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", HANDLES)
 def test_a_worker_sees_what_the_handle_sees(pool: ProcessPoolExecutor, tmp_path: Path, name: str) -> None:
-    make, opening = HANDLES[name]
-    make(tmp_path / "map")
-    m = opening(tmp_path / "map")
-    raw, expected = pickle.dumps(m), read(m)
+    m, raw, expected = made(name, tmp_path / "map")
     assert same(pool.submit(read, m).result(), expected)
     pool.submit(keep, m).result()
     for _ in range(2):
@@ -158,12 +163,10 @@ OTHERS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("name", ["ragged", "memmap", "strings", "zstd", "format 1 ragged", "format 1 memmap"])
 def test_a_worker_is_told_that_the_map_was_replaced(pool: ProcessPoolExecutor, tmp_path: Path, name: str) -> None:
-    make, opening = HANDLES[name]
+    make, _ = HANDLES[name]
     for number, (other, replace) in enumerate(OTHERS.items()):
         folder = tmp_path / str(number)
-        make(folder)
-        m = opening(folder)
-        raw, expected = pickle.dumps(m), read(m)
+        m, raw, expected = made(name, folder)
         pool.submit(keep, m).result()
         if other != "the same":
             replace(folder)
@@ -261,28 +264,23 @@ def assert_reads(m: Any, expected: list, begin: int) -> None:
 
 @pytest.mark.parametrize("name", FORMAT_1)
 def test_a_map_that_is_upgraded_meanwhile_is_the_same_map(pool: ProcessPoolExecutor, tmp_path: Path, name: str) -> None:
-    make, opening = HANDLES[name]
-    make(tmp_path / "map")
-    m = opening(tmp_path / "map")
-    raw, expected = pickle.dumps(m), read(m)
+    m, raw, expected = made(name, tmp_path / "map")
     pool.submit(keep, m).result()
     assert in_child(lambda: upgrade(tmp_path / "map")) == 0
     assert (tmp_path / "map/manifest.json").exists()
     for found in (pool.submit(read, m), pool.submit(read_pickled, raw), pool.submit(read_kept)):
         assert same(found.result(), expected)
-    again = opening(tmp_path / "map")
+    again = HANDLES[name][1](tmp_path / "map")
     assert same(pool.submit(read, again).result(), expected)
 
 
 @pytest.mark.parametrize("name", ["format 1 ragged", "format 1 memmap", "format 1 strings"])
 def test_a_map_whose_upgrade_was_killed_is_the_same_map(tmp_path: Path, name: str) -> None:
-    make, opening = HANDLES[name]
+    make, _ = HANDLES[name]
     make(tmp_path / "count")
     for strike in recorded(lambda: upgrade(tmp_path / "count")).strikes(seen=True):
         folder = tmp_path / f"{strike.at} {strike.moment}"
-        make(folder)
-        m = opening(folder)
-        raw, expected = pickle.dumps(m), read(m)
+        _, raw, expected = made(name, folder)
         killed_at(strike, lambda folder=folder: upgrade(folder))
         assert same(read_pickled(raw), expected)
         upgrade(folder)

@@ -1,0 +1,180 @@
+"""The rules that write through a handle: extend, assign, describe, flush."""
+
+from hypothesis import strategies as st
+from hypothesis.stateful import rule
+
+from contracts import same as same_sample
+from mmap_ninja import np_extend_dir
+from mmap_ninja.errors import (
+    ArgumentTypeError,
+    MapNotFoundError,
+    MapReadOnlyError,
+    SampleError,
+    SampleIndexError,
+    SampleTypeError,
+)
+from model.indexing import as_index
+from model.state import Handle, State, Stored, faults, metadata
+
+
+class Writing(State):
+    """Growing a map, and changing what is there."""
+
+    # Growing.
+
+    @rule(data=st.data(), fault=faults, sync=st.booleans(), is_bad=st.integers(0, 3).map(lambda n: n == 0))
+    def extend(self, data: st.DataObject, fault: tuple | None, sync: bool, is_bad: bool) -> None:
+        handle = self.pick(data)
+        samples = data.draw(st.lists(self.kind.good, max_size=4), label="samples")
+        is_first = handle.length == 0
+        given = self.given(samples, data, is_first=is_first)
+        is_bad = is_bad and len(samples) >= is_first
+        if is_bad:
+            given, _ = self.with_bad(given, data, after=int(is_first))
+        way = data.draw(st.sampled_from(["extend", "iterator", "append", "np"]), label="way")
+        if way == "append" and len(given) == 1:
+            call = lambda: handle.m.append(given[0], sync=sync)
+        elif way == "np" and self.kind.is_dense and handle.length and not is_bad and not handle.is_armed:
+            call = lambda: np_extend_dir(self.folder, given, sync=sync)
+            if self.current is None or handle.stored is not self.current:
+                return
+        else:
+            call = lambda: handle.m.extend(iter(given) if way == "iterator" else given, sync=sync)
+        before, refusal = self.committed(), self.refusal(handle)
+        result, double = self.attempt(call, fault)
+        there = self.part if self.current is None else self.current
+        new = [*([] if there is None else there.samples), *samples]
+        known = {} if there is None else there.metadata
+        if double is not None:
+            is_done = self.was_committed(double, fault)
+            if not is_done and not self.is_format_1 and there is not None and self.current is not None:
+                assert self.only(self.committed(), "manifest.json") == self.only(before, "manifest.json")
+            self.adopt(new, known, was_committed=is_done, may_be_new=False, resumed=True)
+            return
+        if refusal is not None and (handle.was_armed or (given and not is_bad)):
+            self.refused(result, refusal, before, handle)
+        elif is_bad:
+            self.refused(result, (SampleError, SampleTypeError), before, handle)
+        elif not given:
+            assert result is None, repr(result)
+            if not handle.was_armed:
+                assert self.committed() == before
+        else:
+            assert result is None, repr(result)
+            self.count("extended")
+            self.grow(samples, handle)
+            if way != "np" or not call.__code__.co_freevars or handle.m._snapshot.length == len(new):
+                handle.stored, handle.length = self.current, len(new)
+
+    def grow(self, samples: list, handle: Handle) -> None:
+        if self.current is None:
+            self.current, self.part = Stored([]) if handle.stored is None else handle.stored, None
+        elif not self.current.samples:
+            self.part = None  # an empty map is published anew, and a build beside it is swept away
+        self.current.samples.extend(samples)
+
+    # Assigning.
+
+    @rule(data=st.data(), fault=faults)
+    def assign(self, data: st.DataObject, fault: tuple | None) -> None:
+        handle = self.pick(data)
+        n = handle.length
+        chosen = data.draw(st.lists(st.integers(0, n - 1), max_size=3), label="chosen") if n else []
+        form = data.draw(st.sampled_from(["one", "list", "slice", "mask", "wrong"]), label="form")
+        index, chosen = as_index(form, chosen, n, data)
+        pairs = [self.kind.like(handle.view[i], data) for i in chosen]
+        values = [value for _, value in pairs]
+        wrong = None
+        if form == "wrong":
+            wrong = (SampleError, SampleTypeError, SampleIndexError)
+            values = data.draw(st.sampled_from([[None], [object()], [values, values], None, 5]), label="wrong values")
+        value = values[0] if form == "one" and chosen else values
+
+        def call() -> None:
+            handle.m[index] = value
+
+        before, refusal = self.committed(), self.refusal(handle)
+        armed = handle.is_armed
+        result, double = self.attempt(call, fault)
+        new = {i: sample for i, (sample, _) in zip(chosen, pairs, strict=True)}
+        if double is not None:
+            self.assigned_in_part(handle, new)
+        elif handle.m.mode == "r":
+            self.refused(result, MapReadOnlyError, before)
+        elif wrong is not None:
+            errors = wrong if self.kind.is_assignable else (*wrong, MapReadOnlyError)
+            self.refused(result, errors, before)
+        elif not chosen:
+            assert result is None, repr(result)
+            assert self.committed() == before
+        elif not self.kind.is_assignable:
+            self.refused(result, MapReadOnlyError, before)
+        elif refusal is not None and not armed:
+            self.refused(result, refusal, before)
+        else:
+            assert result is None, repr(result)
+            self.count("assigned")
+            for i, sample in new.items():
+                handle.stored.samples[i] = sample
+
+    def assigned_in_part(self, handle: Handle, new: dict[int, object]) -> None:
+        """Each assigned sample is the old one or the new one."""
+        for i, sample in new.items():
+            found = handle.m[i]
+            assert same_sample(found, sample) or same_sample(found, handle.stored.samples[i])
+            if same_sample(found, sample):
+                handle.stored.samples[i] = sample
+        if self.current is not None:
+            known = self.current
+            self.adopt(known.samples, known.metadata, was_committed=True, may_be_new=False, resumed=False)
+
+    # What a map says about itself, and when it is durable.
+
+    @rule(data=st.data(), value=metadata, fault=faults, is_bad=st.booleans())
+    def describe(self, data: st.DataObject, value: dict, fault: tuple | None, is_bad: bool) -> None:
+        handle = self.pick(data)
+        wrong = data.draw(st.sampled_from([{"a": object()}, {"a": float("nan")}, 5, None]), label="wrong")
+        before, refusal = self.committed(), self.refusal(handle)
+
+        def call() -> None:
+            handle.m.metadata = wrong if is_bad else value
+
+        result, double = self.attempt(call, fault)
+        if double is not None:
+            samples = [] if self.current is None else self.current.samples
+            is_done = self.was_committed(double, fault)
+            self.adopt(samples, value, was_committed=is_done, may_be_new=False, resumed=False)
+        elif is_bad:
+            self.refused(result, ArgumentTypeError, before)
+        elif handle.stored is None:
+            self.refused(result, MapNotFoundError, before)
+        elif refusal is not None:
+            self.refused(result, refusal, before, handle)
+        else:
+            assert result is None, repr(result)
+            self.count("described")
+            self.grow([], handle)
+            self.current.metadata = value
+            handle.stored, handle.length = self.current, len(self.current.samples)
+
+    @rule(data=st.data(), fault=faults, how=st.sampled_from(["flush", "flush", "close"]))
+    def flush(self, data: st.DataObject, fault: tuple | None, how: str) -> None:
+        handle = self.pick(data)
+        is_due = handle.is_armed or handle.m._is_unsynced
+        before, refusal = self.committed(), self.refusal(handle)
+        result, double = self.attempt(getattr(handle.m, how), fault)
+        if double is not None:
+            if self.current is not None:
+                known = self.current
+                self.adopt(known.samples, known.metadata, was_committed=True, may_be_new=False, resumed=False)
+        elif refusal is not None and is_due:
+            self.refused(result, refusal, before, handle)
+        else:
+            assert result is None, repr(result)
+            self.count(how)
+            if self.current is not None and not self.current.samples:
+                self.adopt_part([], resumed=False)  # an empty map is published anew
+        if how == "close":
+            mode = handle.m.mode
+            self.handles.remove(handle)
+            self.open(mode)

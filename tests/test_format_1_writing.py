@@ -33,7 +33,7 @@ from mmap_ninja import (
     np_open_existing,
     open_map,
 )
-from mmap_ninja.errors import MapChangedError, MapKindError, UpgradeWarning
+from mmap_ninja.errors import MapChangedError, MapCorruptError, MapKindError, UpgradeWarning
 
 originals, read_by_old, copy = maps_of_0_9.originals, maps_of_0_9.read_by_old, maps_of_0_9.copy
 
@@ -263,6 +263,19 @@ def test_upgrading_what_is_damaged(copy):
     assert done.returncode != 0
     assert len(done.stderr.strip().splitlines()) == 1
     assert "--salvage" in done.stderr
+    assert state(folder)[1] == before[1]
+
+
+def test_a_sample_that_lies_nowhere_is_not_carried_over(copy):
+    """Also one of no elements, which can be read from anywhere."""
+    folder = copy("ragged rows")
+    starts = np.fromfile(folder / "starts/data.ninja", "<i8")
+    starts[1] = -4
+    starts.tofile(folder / "starts/data.ninja")
+    before = state(folder)
+    with pytest.raises(MapCorruptError, match=r"the row \[-4, \d+\] of sample 1 is wrong: .* --salvage"):
+        RaggedMmap(folder).append(np.zeros(1, RaggedMmap(folder).dtype))
+    (folder / ".lock").unlink()
     assert state(folder)[1] == before[1]
 
 

@@ -21,7 +21,7 @@ from mmap_ninja._storage.commit import (
     write_manifest,
     write_rows,
 )
-from mmap_ninja._storage.index import MISSING, Index, tables
+from mmap_ninja._storage.index import MISSING, SALVAGE, Index, tables
 from mmap_ninja._storage.manifest import (
     BUILDING,
     DATA,
@@ -34,10 +34,11 @@ from mmap_ninja._storage.manifest import (
     Manifest,
 )
 from mmap_ninja._storage.names import file_name, foreign_file, free_number
+from mmap_ninja._storage.rows import places
 from mmap_ninja._storage.snapshot import Snapshot, boot_id
 from mmap_ninja._storage.unfinished import unfinished
 from mmap_ninja.codec import content_size
-from mmap_ninja.errors import SyncError
+from mmap_ninja.errors import MapCorruptError, SyncError
 
 _BYTES_AT_ONCE = 1 << 26
 
@@ -48,6 +49,7 @@ def upgrade(folder: str, old: Manifest) -> Manifest:
     Fortran order of two or more axes has no place in format 2: such data is written anew.
     """
     snapshot = Snapshot(folder, old)
+    ndim, mixed = (0, False) if old.kind == DENSE else _axes(folder, old, snapshot.index)
     interrupted = unfinished(folder)
     # Where an earlier upgrade could not sync the data, which 0.9.0 never did, it is copied.
     is_lost = interrupted is not None and interrupted.lost
@@ -59,7 +61,6 @@ def upgrade(folder: str, old: Manifest) -> Manifest:
     number = free_number(folder, made, set() if interrupted is None else interrupted.used_names())
     new = {role: File(file_name(role, number)) for role in made}
     reserved = _reserve(folder, old, {**kept, **new}, interrupted)
-    ndim, mixed = (0, False) if old.kind == DENSE else _axes(snapshot.index)
     state = replace(
         reserved,
         lost=False,
@@ -116,11 +117,20 @@ def _reserve(folder: str, old: Manifest, files: dict[str, File], interrupted: Ma
     return state
 
 
-def _axes(index: Index) -> tuple[int, bool]:
-    """How many axes the samples have, and whether some have fewer."""
-    mixed = False
+def _axes(folder: str, old: Manifest, index: Index) -> tuple[int, bool]:
+    """How many axes the samples have, and whether some have fewer; refuses a sample that does not lie in the data."""
+    mixed, first, total = False, 0, old.files[DATA].size // old.itemsize
     for table in tables(index):
         mixed = mixed or bool((table[:, 1 : 1 + index.ndim] == MISSING).any())
+        starts, sizes, is_bad = places(old, index.ndim, table)
+        is_bad |= (starts < 0) | (starts > total - sizes)
+        if is_bad.any():
+            k = int(is_bad.argmax())
+            raise MapCorruptError(
+                f"{folder}: the row {table[k].tolist()} of sample {first + k} is wrong: there are {total} elements; "
+                f"{SALVAGE}"
+            )
+        first += len(table)
     return index.ndim, mixed
 
 

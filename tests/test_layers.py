@@ -24,12 +24,12 @@ def full(unit: str) -> str:
 # Each may import what is on a lower level; inside a unit everything goes that makes no circle.
 LEVELS: list[set[str]] = [
     {"errors"},
-    {"_storage", "lossless", "codec", "gather", "order"},
-    {"base", "_encode", "_ingest", "_making", "_reading", "_writing", "indexing"},
+    {"_storage", "lossless", "codec", "gather", "order", "buffers", "_ahead", "_progress", "_readahead", "permutation"},
+    {"base", "_encode", "_ingest", "_making", "_reading", "_taking", "_writing", "indexing"},
     {"dense", "ragged", "binary", "string", "views"},
     {"records"},
     {"sharded"},
-    {"generic", "numpy", "batches"},
+    {"generic", "numpy", "batches", "_batch", "_collate", "_fields", "_given"},
     {"convert", "verify", "upgrade", "remote"},
     {"cli", "__main__", CORE},  # mmap_ninja/__init__.py gathers the public names, so it may import all of its own
     {"mmap_ninja_torch", "mmap_ninja_tf", "mmap_ninja_jax"},
@@ -51,9 +51,19 @@ SAME_LEVEL = {
         ("_writing", "_reading"),
         ("_writing", "indexing"),
         ("_reading", "_encode"),
+        ("_reading", "_taking"),
         ("_reading", "indexing"),
+        ("_taking", "indexing"),
+        ("order", "_progress"),
+        ("order", "permutation"),
+        ("permutation", "_progress"),
         ("_storage", "codec"),  # format 1 did not write down how large a compressed sample is
         ("string", "binary"),  # a text is bytes in UTF-8
+        ("batches", "_batch"),
+        ("batches", "_fields"),
+        ("batches", "_given"),
+        ("_batch", "_collate"),
+        ("_batch", "_fields"),
         ("generic", "numpy"),  # open_existing gives dense maps as np_open_existing does
         ("cli", CORE),  # the version
         ("__main__", "cli"),

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MissingExtraError
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MissingExtraError, noted
 
 _TASKS_PER_WORKER = 4  # parts of a batch for each, so that slow samples do not keep the others waiting
 
@@ -74,7 +74,7 @@ def from_iterable(samples: Iterable[Any], start: int, verbose: bool, size: int) 
         for _ in islice(iterator, start):
             number += 1
     except Exception as error:
-        raise with_number(error, number)  # noqa: B904 - the same error, with a note
+        raise noted(error, f"while loading sample {number}")  # noqa: B904 - the same error, with a note
     _check_source(number, start)
     shown = iter(progress(iterator, verbose, length_of(samples), start))
     while True:
@@ -82,7 +82,7 @@ def from_iterable(samples: Iterable[Any], start: int, verbose: bool, size: int) 
         try:
             chunk.extend(islice(shown, size))  # what it took before an error stays in it
         except Exception as error:
-            raise with_number(error, number + len(chunk))  # noqa: B904 - the same error, with a note
+            raise noted(error, f"while loading sample {number + len(chunk)}")  # noqa: B904 - the same error, with a note
         if not chunk:
             return
         yield chunk
@@ -138,7 +138,7 @@ def _load(load: Callable[[int], Any], start: int, stop: int, may_end: bool) -> t
         except Exception as error:
             if may_end and isinstance(error, IndexError):
                 return samples, True
-            raise with_number(error, number)  # noqa: B904 - the same error, with a note
+            raise noted(error, f"while loading sample {number}")  # noqa: B904 - the same error, with a note
     return samples, False
 
 
@@ -180,15 +180,3 @@ def _parallel(
                 if is_end:
                     return
             start = stop
-
-
-def with_number(error: Exception, number: int) -> Exception:
-    """The user's own error, which now says at which sample it happened."""
-    note = f"while loading sample {number}"
-    if hasattr(error, "add_note"):
-        error.add_note(note)
-    elif isinstance(error, OSError) and error.strerror is not None:  # Python 3.10 shows no notes
-        error.strerror = f"{error.strerror} ({note})"
-    elif len(error.args) == 1:
-        error.args = (f"{error.args[0]} ({note})",)
-    return error

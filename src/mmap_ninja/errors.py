@@ -105,6 +105,10 @@ class ArgumentTypeError(MmapNinjaError, TypeError):
     """An argument is of a type that makes no sense."""
 
 
+class StateError(MmapNinjaError, ValueError):
+    """A saved position belongs to another dataset, order or version."""
+
+
 class MissingExtraError(MmapNinjaError, ImportError):
     """An optional dependency is not installed; the message names the extra."""
 
@@ -119,6 +123,17 @@ class UpgradeWarning(UserWarning):
 
 class SalvageWarning(UserWarning):
     """Not everything in a folder that mmap_ninja 0.9.0 was interrupted in could be saved."""
+
+
+def noted(error: BaseException, note: str) -> BaseException:
+    """The same error, which now says where it happened."""
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+    elif isinstance(error, OSError) and error.strerror is not None:  # Python 3.10 shows no notes
+        error.strerror = f"{error.strerror} ({note})"
+    elif len(error.args) == 1:
+        error.args = (f"{error.args[0]} ({note})",)
+    return error
 
 
 _BETWEEN = (os.path.dirname(__file__) + os.sep, contextlib.__file__)

@@ -1,0 +1,156 @@
+"""How far somebody has gone through epochs of batches, and going on from there."""
+
+from __future__ import annotations
+
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError, StateError
+
+Int64s = np.ndarray[Any, np.dtype[np.int64]]
+_T = TypeVar("_T")
+
+STATE_VERSION = 1
+LARGEST = 2**64 - 1  # seed and epoch
+
+
+def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """The value as an int in these bounds. Raises `ArgumentTypeError` or `ArgumentError`."""
+    if not hasattr(value, "__index__") or isinstance(value, bool | np.bool_):
+        raise ArgumentTypeError(f"{name} is {value!r}, expected an integer")
+    number = operator.index(value)
+    if number < least or (most is not None and number > most):
+        bounds = f"at least {least}" if most is None else f"{least} to {most}"
+        raise ArgumentError(f"{name} is {number}, expected {bounds}")
+    return number
+
+
+def _differ(found: Any, expected: Any) -> bool:
+    return type(found) is not type(expected) or found != expected
+
+
+@dataclass
+class _Position:
+    """The batch that comes next, and whether an iteration has begun here."""
+
+    epoch: int
+    batch: int = 0
+    taken: bool = False
+
+
+class Progress(ABC):
+    """Epochs of batches, which know how many of them were handed out.
+
+    Iterating gives the batches of one epoch and then stands at the start of the next one. An iteration that is given
+    up starts its epoch again, unless `load_state_dict` has set another position.
+    """
+
+    _unit: ClassVar[str]  # the key in a state that says how far it is
+
+    def __init__(self, epoch: int = 0) -> None:
+        self._at = _Position(integer("epoch", epoch, 0, LARGEST))
+
+    @abstractmethod
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Int64s]:
+        """The batches of an epoch from number `start` on; the position stays."""
+
+    @abstractmethod
+    def _identity(self) -> dict[str, Any]:
+        """What a state and the object that loads it have to agree on."""
+
+    @abstractmethod
+    def _seen(self, batch: int) -> int:
+        """What a state says when this batch comes next."""
+
+    @abstractmethod
+    def _batch(self, seen: int) -> int:
+        """The batch that comes next when a state says this. Raises `StateError` for what none says."""
+
+    @abstractmethod
+    def _is_over(self, batch: int) -> bool:
+        """Whether it is known that an epoch has no batch of this number."""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that comes next, or is being gone through."""
+        return self._at.epoch
+
+    def __iter__(self) -> Iterator[Int64s]:
+        return self.through(self.batches)
+
+    def through(self, source: Callable[[int, int], Iterable[_T]]) -> Iterator[_T]:
+        """What `source(epoch, start)` gives, counted: `iter(self)` for things that are made of the batches.
+
+        `source` is called at the first `next()` with the position and has to give one thing a batch, from batch
+        `start` to the end of the epoch. It may prefetch: only what `next()` has returned counts as seen.
+
+        >>> from mmap_ninja.order import Order
+        >>> order = Order(5, 2)
+        >>> list(order.through(lambda epoch, start: (f"batch {k}" for k in range(start, len(order)))))
+        ['batch 0', 'batch 1', 'batch 2']
+        """
+        self._at = at = self._starting_point()
+        at.taken = True
+        for thing in source(at.epoch, at.batch):
+            at.batch += 1
+            yield thing
+        if self._at is at:  # no younger iteration, `set_epoch` or `load_state_dict` has the word
+            self._at = _Position(at.epoch + 1)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch; a position in that very epoch that was loaded just before stays.
+
+        Only needed to leave the sequence: each finished epoch leads to the next one by itself. An iteration that is
+        running goes on, but no longer counts.
+        """
+        at = _Position(integer("epoch", epoch, 0, LARGEST))
+        if self._at.taken or self._at.epoch != at.epoch:  # else a loop that sets each epoch could never be resumed
+            self._at = at
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, as a dict of plain values: JSON will do. It counts what `next()` has returned."""
+        at = self._at
+        return {"version": STATE_VERSION, **self._identity(), "epoch": at.epoch, self._unit: self._seen(at.batch)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where `state_dict` was called. The next iteration begins there, once.
+
+        Raises `StateError` for a state of something else, or none; the position stays as it was then.
+        """
+        if not isinstance(state, Mapping):
+            raise StateError(f"a state is what state_dict() gives, not a {type(state).__name__}")
+        version = state.get("version", STATE_VERSION)
+        if _differ(version, STATE_VERSION):
+            raise StateError(f"the state is of version {version!r}, this release reads version {STATE_VERSION}")
+        expected = self._identity()
+        if missing := [key for key in ["version", *expected, "epoch", self._unit] if key not in state]:
+            raise StateError(f"the state lacks {', '.join(missing)}; a state is what state_dict() gives")
+        others = [
+            f"{key} is {state[key]!r} there and {value!r} here"
+            for key, value in expected.items()
+            if _differ(state[key], value)
+        ]
+        if others:
+            raise StateError(f"the state belongs to another order: {', '.join(others)}")
+        try:
+            epoch = integer("epoch", state["epoch"], 0, LARGEST)
+            seen = integer(self._unit, state[self._unit], 0)
+        except (ArgumentError, ArgumentTypeError) as error:
+            raise StateError(f"a damaged state: {error}") from None
+        self._at = _Position(epoch, self._batch(seen))
+        self._at = self._starting_point()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_at": _Position(self._at.epoch, self._at.batch)}
+
+    def _starting_point(self) -> _Position:
+        """Where an iteration begins."""
+        at = self._at
+        if at.batch and self._is_over(at.batch):  # all of the epoch was seen
+            return _Position(at.epoch + 1)
+        return _Position(at.epoch) if at.taken else at

@@ -1,8 +1,10 @@
 """The disk, recorded, failing or dying at a chosen call: a double of the functions of `mmap_ninja._storage.disk`."""
 
+import gc
 import os
 import signal
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,6 +29,7 @@ CHANGES = (
     "remove_empty_folder",
 )
 KILLED = -signal.SIGKILL
+MEMORY = "/dev/shm"
 
 
 class Call(NamedTuple):
@@ -244,6 +247,7 @@ def start_child(act: Callable[[], object]) -> int:
         pid = os.fork()
     if pid == 0:
         status = 1
+        gc.freeze()  # a collection that went through the parent's objects would copy every page of them
         try:
             act()
             status = 0
@@ -262,6 +266,17 @@ def exit_code(pid: int) -> int:
 
 def in_child(act: Callable[[], object]) -> int:
     return exit_code(start_child(act))
+
+
+@contextmanager
+def in_memory(otherwise: Path) -> Iterator[Path]:
+    """A folder in memory, where the system has room for one: what a kernel has taken outlives a process there too."""
+    room = os.statvfs(MEMORY) if os.path.isdir(MEMORY) else None
+    if room is None or room.f_bavail * room.f_frsize < 1 << 30:
+        yield otherwise
+        return
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        yield Path(folder)
 
 
 def tree(folder: Path) -> dict[str, bytes]:

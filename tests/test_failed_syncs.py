@@ -17,7 +17,7 @@ import pytest
 
 import plain_reader
 from changes import CHANGES, KINDS, Change, check, copied, opened, others, quietly
-from faults import in_child, recorded, tree
+from faults import in_child, in_memory, recorded, tree
 from mmap_ninja import Mmap, RaggedMmap, open_map, upgrade
 from mmap_ninja._storage import disk
 from mmap_ninja.errors import SyncError
@@ -39,6 +39,12 @@ SAFE, DIRTY, LOST = range(3)
 def sometimes(names: Iterable[str]) -> list:
     """Some of the changes in every run, the others in the long one."""
     return [name if name in SOME else pytest.param(name, marks=pytest.mark.long) for name in names]
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    with in_memory(tmp_path) as folder:
+        yield folder
 
 
 class Kernel:

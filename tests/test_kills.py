@@ -20,14 +20,15 @@ import numpy as np
 import pytest
 
 import plain_reader
-from faults import KILLED, exit_code, in_child, start_child
+from faults import KILLED, exit_code, in_child, in_memory, start_child
 from mmap_ninja import BytesMmap, DenseMmap, Mmap, RaggedMmap, StringsMmap, np_extend_dir
 from mmap_ninja._storage import build, disk
 from mmap_ninja.errors import PartBuiltWarning
 from mmap_ninja.verify import verify
 from plain_reader import same
 
-KILLS = 18  # a kind
+KILLS = 50  # a kind
+MOST_CALLS = 12  # that a writer makes before its last moment begins: some with samples larger than a block
 BUILDS = 3  # a kind, of a new map and of one in the place of another
 LONG_KILLS, LONG_BUILDS = 1000, 60  # in the long run
 FIRST, SECOND, THIRD = 1, 2, 3  # tags: whose samples these are
@@ -72,12 +73,23 @@ class Kind:
     options: dict[str, Any] = field(default_factory=dict)
     extend_dir: bool = False  # through the function for dense maps
     batch: int = 5  # samples that a build commits at once, and the least that a map begins with
+    made: dict[int, list] = field(default_factory=dict, compare=False)  # by tag
 
     def samples(self, start: int, stop: int, tag: int) -> list:
-        return [self.sample(i, tag) for i in range(start, stop)]
+        """Made once: children find those that their parent has made, which is faster than to make them again."""
+        made = self.made.setdefault(tag, [])
+        made += [self.sample(i, tag) for i in range(len(made), stop)]
+        return made[start:stop]
 
     def build(self, folder: Path, samples: Iterator, **options: Any) -> Mmap:
         return self.cls.from_generator(folder, samples, self.batch, **self.options, **options)
+
+    def begin(self, folder: Path, start: int) -> None:
+        """A map of so many samples, or of a batch, whichever is more: a copy of one that is made once."""
+        first = folder.parent / f"first {max(start, self.batch)}"
+        if not first.exists():
+            self.build(first, iter(self.samples(0, max(start, self.batch), FIRST)), sync=False)
+        shutil.copytree(first, folder)
 
     def extending(self, folder: Path) -> Callable[..., None]:
         """The function that adds samples, of a handle that was opened once."""
@@ -107,24 +119,25 @@ def opened(cls: type[Mmap], folder: Path) -> Mmap:
         return cls(folder)
 
 
-def killed(act: Callable[[Callable[[], None]], None], delay: float) -> tuple[int, int]:
-    """Do `act(acknowledge)` in a child that is killed `delay` seconds after its first acknowledgement: it is ready.
+def killed(act: Callable[[Callable[[], None]], None], delay: float, calls: int = 0) -> tuple[int, int]:
+    """Do `act(acknowledge)` in a child that is killed `delay` seconds after it has acknowledged so many calls.
 
-    Returns how many others came out of it, and its exit status: it may have been done before.
+    The very first acknowledgement says that it is ready. Returns how many others came out of it, and its exit status:
+    it may have been done before.
     """
     read, write = os.pipe()
     pid = start_child(lambda: act(lambda: os.write(write, b".")))
     os.close(write)
     with open(read, "rb") as pipe:
         try:
-            pipe.read(1)
+            pipe.read(1 + calls)
             time.sleep(delay)
         finally:
             os.kill(pid, signal.SIGKILL)
             code = exit_code(pid)
         if code not in (KILLED, 0):
             pytest.fail("the writer failed by itself")
-        return len(pipe.read()), code
+        return calls + len(pipe.read()), code
 
 
 def is_torn(folder: Path) -> bool:
@@ -163,13 +176,13 @@ def go_on(kind: Kind, folder: Path, at_least: int, at_most: int) -> None:
 
 def kill_and_go_on(kind: Kind, folder: Path, rng: np.random.Generator) -> tuple[int, bool]:
     """One trial: returns how many calls were acknowledged, and whether the kill fell into one."""
-    start = int(rng.integers(0, 60))
+    start = 4 * int(rng.integers(0, 15))
     may_be_missing = not kind.options and not kind.extend_dir
     if may_be_missing and rng.random() < 0.3:
         start = 0
     else:
-        kind.build(folder, iter(kind.samples(0, start := max(start, kind.batch), FIRST)), sync=False)
-    is_early, sync = rng.random() < 0.25, bool(rng.random() < 0.2)
+        kind.begin(folder, start := max(start, kind.batch))
+    first, sync = int(rng.integers(0, MOST_CALLS)), bool(rng.random() < 0.2)
     sizes = list(np.roll(kind.sizes, rng.integers(len(kind.sizes))).tolist())
 
     def write(acknowledge: Callable[[], None]) -> None:
@@ -181,7 +194,7 @@ def kill_and_go_on(kind: Kind, folder: Path, rng: np.random.Generator) -> tuple[
             acknowledge()
             at += size
 
-    calls, code = killed(write, float(rng.uniform(0, 0.004 if is_early else 0.06)))
+    calls, code = killed(write, float(rng.exponential(0.002)), first)  # within a call, long ones too, or between
     assert code == KILLED
     added = list(itertools.islice(itertools.cycle(sizes), calls + 1))
     torn = folder.exists() and is_torn(folder)
@@ -191,6 +204,8 @@ def kill_and_go_on(kind: Kind, folder: Path, rng: np.random.Generator) -> tuple[
 
 
 def kill_often(kind: Kind, tmp_path: Path, count: int, seed: int) -> None:
+    for tag in (FIRST, SECOND):
+        kind.samples(0, 200, tag)
     rng, trials, torn, first = np.random.default_rng(seed), 0, 0, 0
     while trials < count or (torn == 0 and trials < 20 * count):
         folder = tmp_path / str(trials)
@@ -201,9 +216,16 @@ def kill_often(kind: Kind, tmp_path: Path, count: int, seed: int) -> None:
     assert torn > 0  # else nothing was tried
 
 
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """The long run is on the disk."""
+    with in_memory(tmp_path) as folder:
+        yield folder
+
+
 @kinds
-def test_a_killed_writer_leaves_every_acknowledged_sample(kind: Kind, tmp_path: Path) -> None:
-    kill_often(kind, tmp_path, KILLS, seed=11)
+def test_a_killed_writer_leaves_every_acknowledged_sample(kind: Kind, memory: Path) -> None:
+    kill_often(kind, memory, KILLS, seed=11)
 
 
 @pytest.mark.long
@@ -287,8 +309,8 @@ def saved_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("saved_at_once")
 @kinds
 @pytest.mark.parametrize("old", [0, 7], ids=["new", "replaced"])
-def test_a_killed_build_is_resumed(kind: Kind, tmp_path: Path, old: int) -> None:
-    kill_builds(kind, tmp_path, BUILDS, 13, old)
+def test_a_killed_build_is_resumed(kind: Kind, memory: Path, old: int) -> None:
+    kill_builds(kind, memory, BUILDS, 13, old)
 
 
 @pytest.mark.long
@@ -345,7 +367,7 @@ MUTANTS: dict[str, dict[str, Callable]] = {
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_writer_that_is_not_safe_is_found(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_that_is_not_safe_is_found(name: str, memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And one that is safe is not, by the same kills."""
     for function, mutant in MUTANTS[name].items():
         monkeypatch.setattr(disk, function, mutant)
@@ -355,7 +377,7 @@ def test_a_writer_that_is_not_safe_is_found(name: str, tmp_path: Path, monkeypat
     rng = np.random.default_rng(15)
     for trial in range(300 if MUTANTS[name] else 30):
         try:
-            kill_and_go_on(kind, tmp_path / str(trial), rng)
+            kill_and_go_on(kind, memory / str(trial), rng)
         except (AssertionError, ValueError):  # of the fresh process, or of a manifest that this one cannot read
             print(f"found by kill number {trial + 1}")
             assert MUTANTS[name]

@@ -6,6 +6,7 @@ call of it, in a forked child that dies of SIGKILL there.
 
 import errno
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,11 +31,17 @@ from changes import (
     quietly,
     whole,
 )
-from faults import Disk, Os, Strike, killed_at, recorded
+from faults import Disk, Os, Strike, in_child, in_memory, killed_at, recorded
 from mmap_ninja import RaggedMmap
 from mmap_ninja._storage import build
 from mmap_ninja.errors import DiskError
 from plain_reader import same
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    with in_memory(tmp_path) as folder:
+        yield folder
 
 
 @pytest.fixture(autouse=True)
@@ -55,10 +62,15 @@ def killed_everywhere(change: Change, work: Path, *, seen: bool = True) -> None:
     whole(work / "whole", change.new)
     strikes = double.strikes(seen=seen)
     assert len(strikes) >= 5
-    for strike in strikes:
-        folder = copied(work / "start", work / f"{strike.at} {strike.moment}")
-        reader = None if change.old is None else opened(folder)[0]
-        killed_at(strike, lambda folder=folder: change.act(folder))
+    folders = [copied(work / "start", work / f"{strike.at} {strike.moment}") for strike in strikes]
+    readers = [None if change.old is None else opened(folder)[0] for folder in folders]
+
+    def kill_all() -> None:
+        for strike, folder in zip(strikes, folders, strict=True):
+            killed_at(strike, lambda folder=folder: change.act(folder))
+
+    assert in_child(kill_all) == 0  # which forks in our place: after each fork, all that we write to costs a page fault
+    for folder, reader in zip(folders, readers, strict=True):
         check(change, folder)
         if reader is not None:
             assert same(listed(reader, change.assigned), but(change.old, change.assigned))

@@ -15,12 +15,18 @@ import pytest
 
 import plain_reader
 from changes import KINDS, Kind, listed, no_syncs, opened, whole
-from faults import KILLED, in_child, tree
+from faults import KILLED, in_child, in_memory, tree
 from mmap_ninja._storage import build
 from mmap_ninja.errors import DiskError
 from plain_reader import same
 
 ENDINGS = "its generator raises", "Ctrl-C", "killed", "disk full"
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    with in_memory(tmp_path) as folder:
+        yield folder
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from changes import KINDS, copied, listed, no_syncs, others, quietly, tear, whole
-from faults import Disk, killed_at, recorded
+from faults import Disk, in_memory, killed_at, recorded
 from mmap_ninja import open_map, upgrade, verify
 from mmap_ninja.errors import MapCorruptError
 from plain_reader import forge, same
@@ -87,6 +87,12 @@ REPAIRS = {
     **{f"lost {name}": lost(name) for name in KINDS},
 }
 SHORT = ["salvage rows", "accept dense", "accept large rows", "leftovers rows", "lost rows", "lost zstd dictionary"]
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    with in_memory(tmp_path) as folder:
+        yield folder
 
 
 def no_space() -> None:

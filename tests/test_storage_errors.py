@@ -17,7 +17,7 @@ import pytest
 
 import plain_reader
 from changes import CHANGES, KINDS, SHORT, Change, but, check, copied, listed, no_syncs, opened, quietly, whole
-from faults import Os, tree
+from faults import Os, in_memory, tree
 from mmap_ninja import Mmap, verify
 from mmap_ninja.errors import DiskError, SyncError
 from plain_reader import same
@@ -52,6 +52,12 @@ def strikes(call: tuple[str, str], at: int, *, is_thorough: bool) -> list[Strike
     if call[0] == "replaced":
         found.append(Strike(None, "after"))
     return found
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    with in_memory(tmp_path) as folder:
+        yield folder
 
 
 @pytest.fixture(autouse=True)

@@ -63,8 +63,8 @@ def check(folder: str, keys: Keys, tick: Tick, *, is_in_use: bool = True) -> lis
         found = list(_findings(folder, keys, tick))
         if not is_in_use:
             return found
-        is_quiet = not is_held(folder) and _manifests(folder) == before
-        again = [(one.path, one.kind) for one in _findings(folder, keys, None)] if found and is_quiet else []
+        is_quiet = bool(found) and not is_held(folder) and _manifests(folder) == before
+        again = [(one.path, one.kind) for one in _findings(folder, keys, None)] if is_quiet else []
         found = [one for one in found if one.kind in (DAMAGED, UNCHECKED) or (one.path, one.kind) in again]
         if not found or _manifests(folder) == before:
             return found

@@ -2,4 +2,6 @@
 
 import pytest
 
-pytest.register_assert_rewrite("contracts", "changes", "fuzz", "maps_of_0_9", "model", "plain_reader", "power")
+pytest.register_assert_rewrite(
+    "contracts", "changes", "fuzz", "maps_of_0_9", "model", "plain_reader", "power", "take_contract"
+)

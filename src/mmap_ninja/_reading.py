@@ -5,24 +5,27 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmap_ninja._encode import Array
+from mmap_ninja._storage.index import Table
 from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
 from mmap_ninja._storage.manifest import Manifest
 from mmap_ninja._storage.snapshot import Snapshot, find, open_snapshot
+from mmap_ninja._taking import Taking
 from mmap_ninja.errors import (
     ArgumentError,
     ArgumentTypeError,
     IndexTypeError,
     MapChangedError,
     MapClosedError,
+    MapCorruptError,
     MapKindError,
     MapNotFoundError,
     MmapNinjaError,
@@ -31,6 +34,7 @@ from mmap_ninja.errors import (
     SampleIndexError,
     warn,
 )
+from mmap_ninja.gather import lengths
 from mmap_ninja.indexing import Positions, is_single, listed, merged, out_of_range, position, positions
 
 if TYPE_CHECKING:
@@ -41,6 +45,7 @@ WRITE_MODES = ("r+", "r+b", "rb+")
 _READ_MODES = ("r", "rb")
 
 
+_OPENED_WITH = ("mode", "_folder", "_given_path", "wrapper_fn", "copy_before_wrapper_fn", "_keys")
 _handles: weakref.WeakSet[Reading] = weakref.WeakSet()
 
 
@@ -54,13 +59,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
 
 
-class Reading(ABC):
+class Reading(Taking):
     """A handle of one map: the state that it opened, and a function from a position to a sample."""
 
-    kind: ClassVar[str]
-
     mode: str
-    wrapper_fn: Callable[[Any], Any] | None
     copy_before_wrapper_fn: bool
 
     _written: tuple[str, int] | None = None  # id and length of a newer state than the one that is mapped
@@ -106,14 +108,17 @@ class Reading(ABC):
         """Make the handle see this state."""
         if snapshot is not None and snapshot.manifest.kind != self.kind:
             raise MapKindError(f"{self._folder} is a {snapshot.manifest.kind} map, not a {self.kind} one; use open_map")
+        self._see(snapshot)
+        if snapshot is not None:
+            warn_if_part_built(snapshot)
+
+    def _see(self, snapshot: Snapshot | None) -> None:
         stored = _nothing if snapshot is None or snapshot.length == 0 else self._reader(snapshot)
         read = stored
         if self.wrapper_fn is not None:
             read = _wrapped(stored, self.wrapper_fn, self.copy_before_wrapper_fn)
         # In this order: a thread that sees the new length can already read the new samples.
         self._read, self._stored, self._snapshot, self._written = read, stored, snapshot, None
-        if snapshot is not None:
-            warn_if_part_built(snapshot)
 
     def _state(self) -> Snapshot | None:
         """The state that this handle sees, None where there is no map yet."""
@@ -156,6 +161,14 @@ class Reading(ABC):
             self._refuse_if_closed()
             if self._snapshot is not None or find(self._folder, self._keys) is not None:
                 self._load(open_snapshot(self._folder, self._keys))
+
+    def _pinned(self) -> Any:
+        """A handle to read the state that this one sees now, whatever becomes of this one."""
+        snapshot, twin = self._state(), object.__new__(type(self))
+        vars(twin).update({name: getattr(self, name) for name in _OPENED_WITH}, _change=threading.RLock())
+        twin._see(snapshot)
+        _handles.add(twin)
+        return twin
 
     def _is_closed(self) -> bool:
         return self._read is _closed
@@ -209,16 +222,6 @@ class Reading(ABC):
         read = self._read
         return [read(i) for i in found]
 
-    def take(self, indices: Any, out: Any = None) -> Any:
-        """Many samples at once, `m[indices]` for any iterable of indices.
-
-        Returns a list; for dense maps an array `(len(indices), *sample_shape)`. `out` is for dense maps only.
-        Raises `SampleIndexError`, `IndexTypeError`.
-        """
-        if out is not None:
-            raise ArgumentTypeError(f"take(out=...) is for dense maps; samples of a {self.kind} map differ in size")
-        return self._many(listed(indices))
-
     def window(self, i: int, start: int, length: int) -> Any:
         """Elements `[start, start + length)` of the first axis of sample i; only their pages are read.
 
@@ -262,8 +265,8 @@ class Reading(ABC):
         """The stored bytes of all samples that this handle sees."""
         if snapshot.length == snapshot.manifest.length:
             return snapshot.data.bytes
-        starts, sizes = self._places(snapshot)
-        end = int(starts[-1] + sizes[-1]) if len(starts) else 0
+        starts, sizes = self._places(snapshot, np.arange(max(snapshot.length - 1, 0), snapshot.length))
+        end = int(starts[0] + sizes[0]) if len(starts) else 0
         return snapshot.data.bytes[: end * snapshot.manifest.itemsize]
 
     @property
@@ -285,19 +288,7 @@ class Reading(ABC):
     @property
     def lengths(self) -> Array:
         """`len` of each sample, from the index alone: int64 `(n,)`; 1 for scalars."""
-        shapes = self.shapes
-        return np.ones(len(shapes), np.int64) if shapes.shape[1] == 0 else np.abs(shapes[:, 0])  # -1 for scalars
-
-    def _table(self, snapshot: Snapshot) -> Array:
-        return snapshot.index.table(0, snapshot.length)
-
-    def _shapes(self, snapshot: Snapshot) -> Array:
-        return self._table(snapshot)[:, 1 : 1 + snapshot.index.ndim]
-
-    def _places(self, snapshot: Snapshot) -> tuple[Array, Array]:
-        """Where each sample begins, and how many elements are stored of it."""
-        shapes = self._shapes(snapshot)
-        return self._table(snapshot)[:, 0], np.where(shapes < 0, 1, shapes).prod(axis=1, dtype=np.int64)
+        return lengths(self.shapes)
 
     def will_need(self, indices: Any) -> None:
         """Tell the kernel to read these samples ahead; returns at once, and does nothing where it cannot be told."""
@@ -306,10 +297,26 @@ class Reading(ABC):
         if len(found):
             snapshot.data.will_need(self._ranges(snapshot, found))
 
+    # What the index says of all samples, or of those that were found; costs nothing for the others.
+
+    def _table(self, snapshot: Snapshot, found: Positions | None = None) -> Table:
+        try:
+            return snapshot.index.table(0, snapshot.length) if found is None else snapshot.index.rows(found)
+        except MapCorruptError as error:
+            raise MapCorruptError(f"{snapshot.folder}: {error}") from None
+
+    def _shapes(self, snapshot: Snapshot, found: Positions | None = None) -> Table:
+        return self._table(snapshot, found)[:, 1 : 1 + snapshot.index.ndim]
+
+    def _places(self, snapshot: Snapshot, found: Positions | None = None) -> tuple[Table, Table]:
+        """Where each sample begins, and how many elements are stored of it; a wrong row may say anything."""
+        shapes = self._shapes(snapshot, found)
+        return self._table(snapshot, found)[:, 0], np.where(shapes < 0, 1, shapes).prod(axis=1, dtype=np.int64)
+
     def _ranges(self, snapshot: Snapshot, found: Positions) -> Iterable[tuple[int, int]]:
         """The ranges of bytes that these samples lie in, neighbours joined."""
         itemsize = snapshot.manifest.itemsize
-        starts, sizes = (column[found] * itemsize for column in self._places(snapshot))
+        starts, sizes = (column * itemsize for column in self._places(snapshot, found))
         return merged(starts, starts + sizes)
 
 

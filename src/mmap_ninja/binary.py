@@ -12,7 +12,7 @@ from mmap_ninja._ingest import chunks, progress
 from mmap_ninja._making import Plan, template
 from mmap_ninja._reading import AnyPath, check_window, part
 from mmap_ninja._storage.disk import Buffer
-from mmap_ninja._storage.index import MISSING_IN_ROW, OUT_OF_RANGE
+from mmap_ninja._storage.index import MISSING_IN_ROW, OUT_OF_RANGE, Table
 from mmap_ninja._storage.manifest import BYTES, MOST_DICTIONARY, Codec, Manifest
 from mmap_ninja._storage.snapshot import Snapshot
 from mmap_ninja._storage.writer import Batch
@@ -27,7 +27,8 @@ from mmap_ninja.errors import (
     SampleError,
     SampleTypeError,
 )
-from mmap_ninja.indexing import out_of_range, position
+from mmap_ninja.gather import Rows, Slices
+from mmap_ninja.indexing import Positions, out_of_range, position
 
 _SHOWN_AT_ONCE = 1024  # samples between two looks at a progress bar
 
@@ -143,22 +144,31 @@ class BytesMmap(Mmap):
         """The length of each sample in bytes, before compression: int64 `(n,)`."""
         return self._shapes(self._opened())[:, 0]
 
-    def _shapes(self, snapshot: Snapshot) -> Array:
-        table, codec = self._table(snapshot), _codec(snapshot)
+    def _shapes(self, snapshot: Snapshot, found: Positions | None = None) -> Table:
+        table, codec = self._table(snapshot, found), snapshot.manifest.codec
         if codec is None:
             return table[:, 1:]
         data, sizes = snapshot.data.bytes, table[:, 2:].copy()
         unknown = np.flatnonzero(sizes < 0).tolist()
         if unknown and not snapshot.manifest.format_1:
-            raise MapCorruptError(f"{snapshot.folder}: sample {unknown[0]} is said to have a negative size")
+            i = unknown[0] if found is None else found[unknown[0]]
+            raise MapCorruptError(f"{snapshot.folder}: sample {i} is said to have a negative size")
         for i in unknown:  # format 1 did not write them down
             start, size = table[i, :2].tolist()
             sizes[i] = content_size(data[start : start + size])
         return sizes
 
-    def _places(self, snapshot: Snapshot) -> tuple[Array, Array]:
-        table = self._table(snapshot)
+    def _places(self, snapshot: Snapshot, found: Positions | None = None) -> tuple[Table, Table]:
+        table = self._table(snapshot, found)
         return table[:, 0], table[:, 1]
+
+    def _rows(self, snapshot: Snapshot, found: Positions) -> Rows:
+        if snapshot.manifest.codec is None:
+            return super()._rows(snapshot, found)
+        samples = list(map(byte_reader(snapshot), found.tolist()))
+        counts, starts = sizes(samples), np.zeros(len(samples), np.int64)
+        starts[1:] = counts[:-1].cumsum()
+        return Slices(np.dtype(np.uint8), counts[:, None], counts, found, memoryview(b"".join(samples)), starts)
 
     def _patch(self, snapshot: Snapshot, i: int, value: Any) -> tuple[int, memoryview]:
         if snapshot.manifest.codec is not None:
@@ -186,8 +196,12 @@ def _check_dictionary_size(size: int, level: int | None) -> None:
 
 
 def _codec(snapshot: Snapshot) -> Zstd | None:
+    """That of the map, which is made once: it takes a while to digest a dictionary."""
     codec = snapshot.manifest.codec
-    return None if codec is None else Zstd(codec.level, snapshot.dictionary)
+    if codec is not None and snapshot.view is None:
+        snapshot.view = Zstd(codec.level, snapshot.dictionary)
+    made: Zstd | None = snapshot.view
+    return made
 
 
 def byte_reader(snapshot: Snapshot) -> Callable[[int], memoryview | bytes]:
@@ -246,6 +260,6 @@ class BytesEncoder:
         return Batch(len(raw), chunks, np.stack([starts, *columns], axis=1), dictionary=trained)
 
 
-def sizes(parts: Sequence[bytes]) -> Array:
+def sizes(parts: Sequence[Buffer]) -> Array:
     """The length of each part."""
     return np.fromiter(map(len, parts), np.int64, len(parts))

@@ -8,16 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from mmap_ninja import lossless
+from mmap_ninja import gather, lossless
 from mmap_ninja._encode import Array, fit_in_place, fitted, joined, numbered, raw, storable
 from mmap_ninja._making import Plan, plan_of_arrays
 from mmap_ninja._reading import AnyPath
+from mmap_ninja._storage.index import Table
 from mmap_ninja._storage.manifest import DENSE, Manifest, check_shape
 from mmap_ninja._storage.snapshot import Snapshot
 from mmap_ninja._storage.writer import Batch
+from mmap_ninja._taking import LIST, Layout
 from mmap_ninja._writing import Encoder, Samples
 from mmap_ninja.base import Mmap
 from mmap_ninja.errors import ArgumentTypeError, MapCorruptError, SampleError, SampleTypeError
+from mmap_ninja.gather import Empty
 from mmap_ninja.indexing import Positions, checked, listed, merged, out_of_range, positions
 
 
@@ -103,7 +106,7 @@ class DenseMmap(Mmap):
             return super()._many(index)
         if type(index) is slice:
             return array[checked(index)]
-        return np.take(array, positions(index, len(array)), axis=0, mode="clip")
+        return gather.dense(array, positions(index, len(array)))
 
     def take(self, indices: Any, out: Any = None) -> Any:
         """Many samples at once, as an array `(len(indices), *sample_shape)`.
@@ -119,29 +122,42 @@ class DenseMmap(Mmap):
         shape = (len(found), *array.shape[1:])
         if not isinstance(out, np.ndarray) or out.dtype != array.dtype or out.shape != shape:
             raise ArgumentTypeError(f"out has to be an array of {array.dtype} and shape {shape}")
-        return np.take(array, found, axis=0, out=out, mode="clip")
+        return gather.fill(out, array, found)
+
+    def _gather(self, indices: Any, layout: Layout, empty: Empty = np.empty) -> Any:
+        if layout != LIST or self.wrapper_fn is not None:
+            return super()._gather(indices, layout, empty)
+        array = _samples(self._opened())
+        return gather.dense(array, positions(listed(indices), len(array)), empty)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """The shape of every sample."""
         return self._opened().manifest.sample_shape or ()
 
-    def _table(self, snapshot: Snapshot) -> Array:
+    def _table(self, snapshot: Snapshot, found: Positions | None = None) -> Table:
         size = math.prod(snapshot.manifest.sample_shape or ())
-        return np.arange(snapshot.length, dtype=np.int64)[:, None] * size
+        return _numbers(snapshot, found)[:, None] * size
 
-    def _shapes(self, snapshot: Snapshot) -> Array:
+    def _shapes(self, snapshot: Snapshot, found: Positions | None = None) -> Table:
         shape = snapshot.manifest.sample_shape or ()
-        return np.broadcast_to(np.array(shape, np.int64), (snapshot.length, len(shape)))
+        return np.broadcast_to(np.array(shape, np.int64), (len(_numbers(snapshot, found)), len(shape)))
 
     def _ranges(self, snapshot: Snapshot, found: Positions) -> Iterable[tuple[int, int]]:
         array = _samples(snapshot)
         size = array.nbytes // max(len(array), 1)
         return merged(found * size, (found + 1) * size)
 
+    def _rows(self, snapshot: Snapshot, found: Positions) -> gather.Rows:
+        return gather.Even.of(_samples(snapshot), found)
+
     def _patch(self, snapshot: Snapshot, i: int, value: Any) -> tuple[int, memoryview]:
         array = fit_in_place(snapshot.manifest, i, snapshot.manifest.sample_shape or (), value)
         return i * array.nbytes, raw(array)
+
+
+def _numbers(snapshot: Snapshot, found: Positions | None) -> Positions:
+    return np.arange(snapshot.length, dtype=np.int64) if found is None else found
 
 
 def _samples(snapshot: Snapshot) -> Array:

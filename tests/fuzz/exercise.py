@@ -182,6 +182,8 @@ class Exercise:
         if n:
             do("list", lambda: m[[0, -1]])
             do("take", lambda: m.take([n - 1, 0]))
+            do("take_jagged", lambda: m.take_jagged([n - 1, 0]))
+            do("take_padded", lambda: m.take_padded([n - 1, 0]))
             do("will_need", lambda: m.will_need([0, -1]))
         do("slice", lambda: m[:3])
         do("iteration", lambda: list(itertools.islice(m, 50)))

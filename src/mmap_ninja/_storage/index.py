@@ -1,8 +1,8 @@
 """Where each sample begins and which shape it has, as rows `(start, *shape)` in elements.
 
 `PackedIndex` reads the `index.npy` of format 2; `FlatColumns`, `ShapeColumns` and `TextColumns` read the separate
-columns of format 1. All have the same two methods: `row(i)` for one sample, as fast as Python allows, and
-`table(first, stop)` for many, an int64 array `(stop - first, 1 + ndim)` in which missing axes are -1.
+columns of format 1. All have the same methods: `row(i)` for one sample, as fast as Python allows; `table(first, stop)`
+and `rows(positions)` for many, an int64 array `(count, 1 + ndim)` in which missing axes are -1.
 
 A row is unpacked as unsigned: numpy would take a negative start for one, and read in front of the file. There is no
 check of i: the columns have exactly as many rows as there are samples, negative numbers count from their end, and
@@ -12,6 +12,7 @@ beyond it `OUT_OF_RANGE` is raised.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from struct import Struct
@@ -25,6 +26,7 @@ from mmap_ninja.errors import MapCorruptError
 Row = Callable[[int], tuple[int, ...]]
 Unpack = Callable[[Any, int], tuple[int, ...]]
 Table = np.ndarray[Any, np.dtype[np.int64]]
+Places = slice | Table  # which rows: one after another, or any
 
 SALVAGE = "`python -m mmap_ninja upgrade --salvage` rescues what is whole"  # of a folder that 0.9.0 has torn
 OUT_OF_RANGE = (struct_error, OverflowError)
@@ -57,6 +59,9 @@ class Index(Protocol):
     def table(self, first: int, stop: int) -> Table:
         """The rows `[first, stop)` as an int64 array."""
 
+    def rows(self, positions: Table) -> Table:
+        """The rows at these positions, which are those of samples, as an int64 array; costs nothing for all others."""
+
 
 class PackedIndex:
     """Rows one after another; `table` is a view of the mapped file."""
@@ -74,8 +79,11 @@ class PackedIndex:
     def table(self, first: int, stop: int) -> Table:
         return np.ndarray((stop - first, self._width), "<i8", self.source, first * self.step)
 
+    def rows(self, positions: Table) -> Table:
+        return np.take(self.table(0, self.length), positions, axis=0, mode="clip")
 
-class _Columns:
+
+class _Columns(ABC):
     """Rows that a function puts together."""
 
     __slots__ = ("length", "row", "source", "step", "unpack")
@@ -84,6 +92,21 @@ class _Columns:
         self.length, self.row = length, row
         self.unpack: Unpack = lambda _, i: row(i)
         self.source, self.step = None, 1
+
+    def table(self, first: int, stop: int) -> Table:
+        return self._at(slice(first, stop))
+
+    def rows(self, positions: Table) -> Table:
+        return self._at(positions)
+
+    @abstractmethod
+    def _at(self, where: Places) -> Table:
+        """These rows."""
+
+
+def _number(where: Places, k: int) -> int:
+    """Which sample row k of these belongs to."""
+    return where.start + k if isinstance(where, slice) else int(where[k])
 
 
 def _column(values: memoryview) -> Table:
@@ -116,23 +139,25 @@ class FlatColumns(_Columns):
 
         super().__init__(len(starts) // 8, row)
 
-    def table(self, first: int, stop: int) -> Table:
-        counts, shapes = self._counts[first:stop], self._shapes[first:stop]
+    def _at(self, where: Places) -> Table:
+        counts, shapes = self._counts[where], self._shapes[where]
         scalar = (shapes == 0) & (counts == 1)
         bad = np.flatnonzero((shapes != counts) & ~scalar)
         if len(bad):
-            _scalar_row(first + int(bad[0]), 0, int(counts[bad[0]]), (int(shapes[bad[0]]),))
-        return np.stack([self._starts[first:stop], np.where(scalar, MISSING, counts)], axis=1)
+            _scalar_row(_number(where, int(bad[0])), 0, int(counts[bad[0]]), (int(shapes[bad[0]]),))
+        return np.stack([self._starts[where], np.where(scalar, MISSING, counts)], axis=1)
 
 
 class ShapeColumns(_Columns):
     """Samples of any number of axes: their shapes lie end to end, from `[begins[i]` to `ends[i])`."""
 
-    __slots__ = ("_begins", "_ends", "_ndim")
+    __slots__ = ("_begins", "_counts", "_ends", "_ndim", "_starts", "_values")
 
     def __init__(self, columns: Mapping[str, memoryview]) -> None:
         starts, counts = columns["starts"], columns["counts"]
         begins, ends, values = columns["shape_starts"], columns["shape_ends"], columns["shape_values"]
+        self._starts, self._counts = _column(starts), _column(counts)
+        self._values = _column(values[: len(values) // 8 * 8])  # which a hostile folder may say to be bytes
         self._begins, self._ends = _column(begins), _column(ends)
         self._ndim: int | None = None
 
@@ -156,12 +181,31 @@ class ShapeColumns(_Columns):
             self._ndim = max(0, min(int((self._ends - self._begins).max(initial=0)), _MAX_AXES))
         return self._ndim
 
-    def table(self, first: int, stop: int) -> Table:
-        table = np.full((stop - first, 1 + self.ndim), MISSING, np.int64)
-        for at, i in enumerate(range(first, stop)):
+    def _at(self, where: Places) -> Table:
+        starts, counts, begins = self._starts[where], self._counts[where], self._begins[where]
+        axes, ndim = self._ends[where] - begins, self.ndim
+        is_bad = (starts < 0) | (begins < 0) | (axes < 0) | (axes > ndim) | (begins > len(self._values) - axes)
+        if is_bad.any():
+            return self._one_by_one(where)
+        table = np.full((len(starts), 1 + ndim), MISSING, np.int64)
+        table[:, 0] = starts
+        for axis in range(ndim):
+            has_axis = axes > axis
+            table[has_axis, 1 + axis] = self._values[begins[has_axis] + axis]
+        shapes = np.where(np.arange(ndim) < axes[:, None], table[:, 1:], 1)
+        is_sound = (shapes >= 0).all(axis=1) & (shapes.prod(axis=1) == counts)
+        if not is_sound.all() or (shapes.astype(float).prod(axis=1) > 2.0**62).any():
+            return self._one_by_one(where)
+        return table
+
+    def _one_by_one(self, where: Places) -> Table:
+        """The same for rows among which there are scalars, or damaged ones: says which one it is."""
+        numbers = range(self.length)[where] if isinstance(where, slice) else where.tolist()
+        table = np.full((len(numbers), 1 + self.ndim), MISSING, np.int64)
+        for k, i in enumerate(numbers):
             row = self.row(i)
             try:
-                table[at, : len(row)] = row
+                table[k, : len(row)] = row
             except OverflowError:
                 raise MapCorruptError(f"sample {i} is said to lie at {row}; {SALVAGE}") from None
         return table
@@ -186,9 +230,9 @@ class TextColumns(_Columns):
 
         super().__init__(len(starts) // 8, row)
 
-    def table(self, first: int, stop: int) -> Table:
-        starts, ends = self._starts[first:stop], self._ends[first:stop]
-        raw = [np.full(stop - first, MISSING, np.int64) for _ in self._raw]
+    def _at(self, where: Places) -> Table:
+        starts, ends = self._starts[where], self._ends[where]
+        raw = [np.full(len(starts), MISSING, np.int64) for _ in self._raw]
         return np.stack([starts, ends - starts, *raw], axis=1)
 
 

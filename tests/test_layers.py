@@ -26,7 +26,7 @@ LEVELS: list[set[str]] = [
     {"errors"},
     {"_storage", "lossless", "codec", "gather", "order", "buffers", "_ahead", "_progress", "_readahead", "permutation"},
     {"base", "_encode", "_ingest", "_making", "_reading", "_taking", "_writing", "indexing"},
-    {"dense", "ragged", "binary", "string", "views"},
+    {"dense", "ragged", "binary", "string", "views", "_view", "_windows", "_grid"},
     {"records"},
     {"sharded"},
     {"generic", "numpy", "batches", "_batch", "_collate", "_fields", "_given"},
@@ -59,6 +59,11 @@ SAME_LEVEL = {
         ("permutation", "_progress"),
         ("_storage", "codec"),  # format 1 did not write down how large a compressed sample is
         ("string", "binary"),  # a text is bytes in UTF-8
+        ("views", "_view"),
+        ("views", "_windows"),
+        ("views", "_grid"),
+        ("_windows", "_view"),
+        ("_windows", "_grid"),
         ("batches", "_batch"),
         ("batches", "_fields"),
         ("batches", "_given"),

@@ -1,0 +1,167 @@
+"""One batch from the numbers of its samples: gathered, or read, transformed and put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmap_ninja._collate import LAYOUTS, PADDED, collated
+from mmap_ninja._fields import Fields, each
+from mmap_ninja._storage.manifest import BYTES, DENSE, STRINGS
+from mmap_ninja._taking import JAGGED, LIST, Padding
+from mmap_ninja.buffers import pool
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError, SampleError, noted
+from mmap_ninja.gather import Array, Jagged
+from mmap_ninja.indexing import Positions, is_single
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+_TASKS = 4  # of a batch for each thread, so that slow samples do not keep the others waiting
+
+Read = Callable[[int], Any]
+Made = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a batch is made; refuses values that make no sense."""
+
+    layout: str = LIST
+    padding: Padding = field(default_factory=Padding)
+    transform: Callable[[Any], Any] | None = None
+    batch_transform: Callable[[Any], Any] | None = None
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise ArgumentError(f"layout is {self.layout!r}, expected one of {', '.join(map(repr, LAYOUTS))}")
+        for name in ("transform", "batch_transform"):
+            function = getattr(self, name)
+            if function is not None and not callable(function):
+                raise ArgumentTypeError(f"{name} is {function!r}, expected a function")
+        if not is_single(self.threads):
+            raise ArgumentTypeError(f"threads is {self.threads!r}, expected an integer")
+        if self.threads < 1:
+            raise ArgumentError(f"threads is {self.threads}, expected at least 1")
+
+
+class Maker:
+    """Makes batches of some maps by a recipe.
+
+    `begin` hands the samples of a batch to the threads, if there is something to do for each; what it returns waits
+    for them and puts the batch together. With one thread all of it happens there.
+    """
+
+    def __init__(self, fields: Fields, recipe: Recipe) -> None:
+        self._fields, self._recipe = fields, recipe
+        self._threads: ThreadPoolExecutor | None = None
+        if recipe.threads > 1:
+            from concurrent.futures import ThreadPoolExecutor  # takes 10 ms to import
+
+            self._threads = ThreadPoolExecutor(recipe.threads, "mmap_ninja")
+
+    def __enter__(self) -> Maker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Forget what was begun, and wait for the threads to end."""
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+
+    def begin(self, indices: Positions) -> Made:
+        """Start on a batch; what is returned finishes it."""
+        recipe = self._recipe
+        made: Made
+        if recipe.transform is None:
+            made = partial(each, _call, each(partial(self._begin_field, indices), self._fields))
+        else:
+            made = self._begin(partial(_transformed, recipe.transform, self._fields), indices)
+        if recipe.batch_transform is None:
+            return made
+        return partial(_chained, recipe.batch_transform, made)
+
+    def _begin_field(self, indices: Positions, one: Any) -> Made:
+        if one.wrapper_fn is None:
+            return partial(_gathered, one, indices, self._recipe)
+        return self._begin(one.__getitem__, indices)
+
+    def _begin(self, read: Read, indices: Positions) -> Made:
+        """Read samples by all threads at once, and collate them."""
+        numbers = indices.tolist()
+        if self._threads is None:
+            return partial(_collated, partial(_read, read, numbers), indices, self._recipe)
+        size = -(-len(numbers) // (_TASKS * self._recipe.threads))
+        parts = [numbers[first : first + size] for first in range(0, len(numbers), size)]
+        begun = [self._threads.submit(_read, read, part) for part in parts]
+        return partial(_collated, partial(_results, begun), indices, self._recipe)
+
+
+def _call(made: Made) -> Any:
+    return made()
+
+
+def _chained(function: Callable[[Any], Any], made: Made) -> Any:
+    return function(made())
+
+
+def _read(read: Read, numbers: Sequence[int]) -> list[Any]:
+    samples = []
+    for number in numbers:
+        try:
+            samples.append(read(number))
+        except Exception as error:
+            raise noted(error, f"while making sample {number}")  # noqa: B904 - the same error, with a note
+    return samples
+
+
+def _results(parts: Sequence[Future[list[Any]]]) -> list[Any]:
+    return list(chain.from_iterable(part.result() for part in parts))
+
+
+def _collated(samples: Made, indices: Positions, recipe: Recipe) -> Any:
+    return collated(samples(), indices, recipe.layout, recipe.padding, pool.empty)
+
+
+def _transformed(transform: Callable[[Any], Any], fields: Fields, number: int) -> Any:
+    return transform(each(partial(_own, number), fields))
+
+
+def _own(number: int, one: Any) -> Any:
+    """A sample that a user's function may change, unless the map says that it will not."""
+    sample = one[number]
+    is_view = one.wrapper_fn is None and isinstance(sample, np.ndarray)
+    return copy(sample) if is_view and one.copy_before_wrapper_fn else sample
+
+
+def _gathered(one: Any, indices: Positions, recipe: Recipe) -> Any:
+    """The stored samples of one map: of a dense one an array, of texts and bytes a list, in every layout."""
+    if one.kind in (DENSE, STRINGS, BYTES) or recipe.layout == LIST:
+        return one._gather(indices, LIST, pool.empty)
+    if recipe.layout == PADDED:
+        return one._gather(indices, recipe.padding, pool.empty)
+    batch = one._gather(indices, JAGGED, pool.empty)
+    return batch if recipe.layout == JAGGED else _stacked(batch, indices)
+
+
+def _stacked(batch: Jagged, indices: Positions) -> Array:
+    """Samples of one shape as an array."""
+    shapes = batch.shapes
+    other = np.flatnonzero((shapes != shapes[0]).any(axis=1))
+    if len(other):
+        k = other[0]
+        raise SampleError(
+            f"sample {indices[0]} has shape {_shape(shapes[0])}, sample {indices[k]} {_shape(shapes[k])}: they do not "
+            "stack; layout='padded', 'jagged' or 'list' takes them"
+        )
+    return batch.values.reshape(len(shapes), *_shape(shapes[0]))
+
+
+def _shape(row: Positions) -> tuple[int, ...]:
+    return tuple(row[row >= 0].tolist())

@@ -1,0 +1,93 @@
+"""What batches are made of: one map, or a dict or tuple of maps, whose samples are dicts or tuples then."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from mmap_ninja import gather
+from mmap_ninja._storage.manifest import DENSE
+from mmap_ninja._taking import Layout
+from mmap_ninja.base import Mmap, open_map
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError
+from mmap_ninja.gather import Empty
+from mmap_ninja.indexing import Positions
+from mmap_ninja.views import View
+
+Fields = Any  # a map, or a dict or tuple of `Fields`
+
+
+class Values:
+    """An array in memory, or an `np.memmap`, that reads like a dense map: labels, say."""
+
+    kind = DENSE
+    wrapper_fn = None
+    copy_before_wrapper_fn = True
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self._array = array
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, i: int) -> Any:
+        return self._array[i]
+
+    def _gather(self, indices: Positions, layout: Layout, empty: Empty) -> Any:
+        return gather.dense(np.asarray(self._array), indices, empty)
+
+    def will_need(self, indices: Positions) -> None:
+        """Do nothing: it is in memory."""
+
+    def _pinned(self) -> Values:
+        return self
+
+
+def opened(source: Any, where: str = "source") -> Fields:
+    """The same with paths opened as maps, and arrays as something that reads like one."""
+    if isinstance(source, str | os.PathLike):
+        return open_map(source)
+    if isinstance(source, Mmap | View):
+        return source
+    if isinstance(source, np.ndarray) and source.ndim and not source.dtype.hasobject:
+        return Values(source)
+    if type(source) is dict and source:
+        return {key: opened(part, f"{where}[{key!r}]") for key, part in source.items()}
+    if type(source) is tuple and source:
+        return tuple(opened(part, f"{where}[{k}]") for k, part in enumerate(source))
+    raise ArgumentTypeError(
+        f"{where} is {source!r:.100}, expected a map, a view or the path of one, an array, or a dict or tuple of those"
+    )
+
+
+def leaves(fields: Fields, name: str = "source") -> Iterator[tuple[str, Any]]:
+    """Each map, with the name that an error calls it by."""
+    if type(fields) is dict:
+        for key, part in fields.items():
+            yield from leaves(part, f"{name}[{key!r}]")
+    elif type(fields) is tuple:
+        for k, part in enumerate(fields):
+            yield from leaves(part, f"{name}[{k}]")
+    else:
+        yield name, fields
+
+
+def each(function: Callable[[Any], Any], fields: Fields) -> Any:
+    """What the function makes of each map, in the same dicts and tuples."""
+    if type(fields) is dict:
+        return {key: each(function, part) for key, part in fields.items()}
+    if type(fields) is tuple:
+        return tuple(each(function, part) for part in fields)
+    return function(fields)
+
+
+def length(fields: Fields) -> int:
+    """How many samples there are. Raises `ArgumentError` if the maps do not have equally many."""
+    lengths = {name: len(leaf) for name, leaf in leaves(fields)}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{name} has {count}" for name, count in lengths.items())
+        raise ArgumentError(f"samples side by side need maps of one length: {found}")
+    return next(iter(lengths.values()))

@@ -1,0 +1,74 @@
+"""Batches that the user has chosen: weighted sampling, a curriculum, batches of similar lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from itertools import islice
+from typing import Any
+
+from mmap_ninja._progress import Int64s, Progress
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError, IndexTypeError, SampleIndexError
+from mmap_ninja.indexing import listed, positions
+
+
+class GivenOrder(Progress):
+    """Any iterable of index arrays, one a batch, as an order of `n` samples.
+
+    Each epoch goes through it from the start, after a call of its own `set_epoch(epoch)` if it has one; going on from
+    batch k passes over k of its batches. An iterator can be gone through once only.
+    """
+
+    _unit = "batches_seen"
+
+    def __init__(self, batches: Any, n: int) -> None:
+        if not isinstance(batches, Iterable) or isinstance(batches, str | bytes | dict):
+            raise ArgumentTypeError(f"order is {batches!r:.100}, expected an iterable of index arrays, one a batch")
+        super().__init__()
+        self._given, self._n = batches, n
+        self._is_used_up = False
+
+    def __len__(self) -> int:
+        if isinstance(self._given, Sized):
+            return len(self._given)
+        raise TypeError("the order that was given has no length")
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Int64s]:
+        """The samples of each batch, from batch `start` on; they are looked at as they come."""
+        given = self._begun(epoch)
+        for _ in islice(given, start):
+            pass
+        for k, indices in enumerate(given, start):
+            try:
+                found = positions(listed(indices), self._n)
+            except (IndexTypeError, SampleIndexError) as error:
+                raise type(error)(f"batch {k} of the order that was given: {error}") from None
+            if len(found) == 0:
+                raise ArgumentError(f"batch {k} of the order that was given has no samples")
+            yield found
+
+    def _begun(self, epoch: int) -> Iterator[Any]:
+        if self._is_used_up:
+            raise ArgumentError(
+                "the order that was given is an iterator, which can be gone through once; give a list, or an object "
+                "whose __iter__ begins anew"
+            )
+        if hasattr(self._given, "set_epoch"):
+            self._given.set_epoch(epoch)
+        found = iter(self._given)
+        self._is_used_up = found is self._given
+        return found
+
+    def _identity(self) -> dict[str, Any]:
+        return {"n": self._n, "order": "given"}
+
+    def _seen(self, batch: int) -> int:
+        return batch
+
+    def _batch(self, seen: int) -> int:
+        return seen
+
+    def _is_over(self, batch: int) -> bool:
+        return isinstance(self._given, Sized) and batch >= len(self._given)
+
+    def __repr__(self) -> str:
+        return f"<an order of {type(self._given).__name__} for {self._n} samples>"

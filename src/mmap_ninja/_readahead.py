@@ -1,0 +1,93 @@
+"""Tells the kernel of batches before their turn, so that a cold disk is asked for many pages at once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+T = TypeVar("T")
+
+_AUTO = 3  # batches: fewer leave the disk idle, and with eight the pages are gone again when their turn comes
+_QUIET = 2  # batches without a read, after which the data is taken for warm
+_PROBE = 32  # while it is, every so many batches are advised all the same: it may not all be
+
+
+def check_readahead(readahead: Any) -> int | None:
+    """How many batches ahead; None for "auto". Raises `ArgumentError` or `ArgumentTypeError`."""
+    if isinstance(readahead, str):
+        if readahead == "auto":
+            return None
+    elif not isinstance(readahead, bool) and hasattr(readahead, "__index__"):
+        if readahead.__index__() >= 0:
+            return int(readahead)
+    else:
+        raise ArgumentTypeError(f'readahead is {readahead!r}, expected "auto" or a number of batches')
+    raise ArgumentError(f'readahead is {readahead!r}, expected "auto" or a number of batches, 0 for none')
+
+
+def advised(batches: Iterable[Any], will_need: Callable[[Any], object], ahead: int | None) -> Iterator[Any]:
+    """The same batches; before one comes, `will_need` has heard of it and of those up to `ahead` after it.
+
+    With None, for as long as that makes the kernel read anything: to advise of what is in memory takes a third of
+    the time of copying it.
+    """
+    if ahead == 0:
+        yield from batches
+        return
+    warmth = Warmth() if ahead is None else None
+
+    def advise(indices: Any) -> Any:
+        if warmth is None or warmth.is_worth_it():
+            will_need(indices)
+        return indices
+
+    yield from behind(map(advise, batches), _AUTO if ahead is None else ahead)
+
+
+def behind(items: Iterable[T], count: int) -> Iterator[T]:
+    """The same items, each when `count` more have come; an error of theirs comes in its turn too."""
+    waiting: deque[T] = deque()
+    failure = None
+    try:
+        for item in items:
+            waiting.append(item)
+            if len(waiting) > count:
+                yield waiting.popleft()
+    except Exception as error:
+        failure = error
+    while waiting:
+        yield waiting.popleft()
+    if failure is not None:
+        raise failure
+
+
+class Warmth:
+    """Finds out whether what a thread reads is in memory already, by what the kernel says of its reads."""
+
+    def __init__(self) -> None:
+        self._reads: int | None = _reads_of_this_thread()
+        self._quiet = 0
+
+    def is_worth_it(self) -> bool:
+        """Whether the next batch should be advised."""
+        reads, before = _reads_of_this_thread(), self._reads
+        self._reads = reads
+        self._quiet = self._quiet + 1 if reads is not None and reads == before else 0
+        return self._quiet < _QUIET or self._quiet % _PROBE == 0
+
+
+def _reads_of_this_thread() -> int | None:
+    """What has grown since the last time if this thread has made the kernel read; None where nobody knows."""
+    who = getattr(resource, "RUSAGE_THREAD", None)  # Linux has it
+    if who is None:
+        return None
+    usage = resource.getrusage(who)
+    return usage.ru_inblock + usage.ru_majflt

@@ -1,0 +1,197 @@
+"""Batches of any map for a training loop: shuffled, gathered ahead, and resumable at every position."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any
+
+from mmap_ninja._ahead import Ahead
+from mmap_ninja._batch import Maker, Recipe
+from mmap_ninja._fields import Fields, each, leaves, length, opened
+from mmap_ninja._given import GivenOrder
+from mmap_ninja._readahead import advised, behind, check_readahead
+from mmap_ninja._taking import Padding
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapChangedError, noted
+from mmap_ninja.indexing import Positions, is_single
+from mmap_ninja.order import Order, ReaderShard
+
+_ALONE = ReaderShard()  # the only reader
+
+
+class Batches:
+    """The batches of a map, or of several side by side, epoch after epoch.
+
+    Args:
+        source: A map, a view of one, the path of one, an array in memory, or a dict or tuple of those of one length;
+            batches are dicts or tuples then.
+        batch_size: Samples a batch, of all readers together. None with `order`.
+        shuffle: Whether each epoch comes in an order of its own, which (seed, epoch) decide.
+        seed: 0 to 2**64 - 1; the same for all readers.
+        drop_last: Whether to leave out the last batch if it is incomplete.
+        shard: Which reader this is, and of how many: `ReaderShard(index, count)`. Each gets its part of every batch.
+        order: Instead of `shuffle`, `seed`, `drop_last` and `shard`: an iterable of index arrays, one a batch
+            (weighted sampling, a curriculum), or an `Order`. It is gone through in the background thread.
+        layout: What becomes of samples of several sizes: `"list"` (of read-only views, or of what a function made),
+            `"padded"` (`Padded(values, lengths, shapes)`), `"jagged"` (`Jagged(values, offsets, shapes)`) or
+            `"stack"` (one array; refuses samples that differ in shape). Those of a dense map are always one array
+            `(b, *sample_shape)`, texts and bytes always a list.
+        pad_value: What `"padded"` fills up with; or a `Padding`, which has all options of `take_padded`.
+        transform: A function of one sample (a copy, which it may change), a dict or tuple of samples where `source`
+            is one. What it returns makes the batch: dicts and tuples of values, each put together by `layout`.
+        batch_transform: A function of one whole batch.
+        threads: How many threads call `transform` and `wrapper_fn`; the order stays. They help where functions
+            release the GIL: decoding images, NumPy.
+        prefetch: How many batches the background thread makes ahead; 0 for no thread.
+        readahead: How many batches before its turn the kernel is told to read one from the disk; `"auto"` does so as
+            long as the disk is read.
+        with_indices: Whether to get `(indices, batch)`.
+
+    Arrays are of the batch alone, and writable: they are not used again as long as anything refers to them. Memory
+    of batches that are gone is. Iterating gives one epoch and then stands at the start of the next; an iteration that
+    is given up starts its epoch again, unless `load_state_dict` has set another position. Each iteration sees the
+    maps as they are when it begins. May be pickled, with its position, and used in forked and spawned workers.
+
+    Raises `ArgumentError`, `ArgumentTypeError`, `MapNotFoundError`, `MapCorruptError`; while iterating, any error of
+    a function or a map, with a note that names the batch and the sample.
+
+    Examples:
+        >>> from mmap_ninja import RaggedMmap
+        >>> m = RaggedMmap.from_lists("rows", [[1], [2, 2], [3, 3, 3]])
+        >>> for batch in Batches(m, 2, layout="padded"):
+        ...     print(batch.values.tolist(), batch.lengths)
+        [[1, 0], [2, 2]] [1 2]
+        [[3, 3, 3]] [3]
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        batch_size: int | None = None,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        shard: ReaderShard = _ALONE,
+        order: Any = None,
+        layout: str = "list",
+        pad_value: Any = 0,
+        transform: Callable[[Any], Any] | None = None,
+        batch_transform: Callable[[Any], Any] | None = None,
+        threads: int = 1,
+        prefetch: int = 2,
+        readahead: int | str = "auto",
+        with_indices: bool = False,
+    ) -> None:
+        padding = pad_value if isinstance(pad_value, Padding) else Padding(pad_value)
+        self._recipe = Recipe(layout, padding, transform, batch_transform, threads)
+        self._prefetch, self._readahead = _check_prefetch(prefetch), check_readahead(readahead)
+        self._with_indices = with_indices
+        self._fields = opened(source)
+        self._length = length(self._fields)
+        options = {"shuffle": shuffle, "seed": seed, "drop_last": drop_last, "shard": shard}
+        self._order = _order(order, self._length, batch_size, options)
+
+    def __len__(self) -> int:
+        """Batches an epoch. Raises `TypeError` for an `order` that has no length."""
+        return len(self._order)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that comes next, or is being gone through."""
+        return self._order.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch, also from a position that was loaded."""
+        self._order.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, as a dict of plain values: what was handed out counts, what was prefetched does not."""
+        return self._order.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where `state_dict` was called, also with another number of readers. Raises `StateError`."""
+        self._order.load_state_dict(state)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._order.through(self._from)
+
+    def __repr__(self) -> str:
+        return f"Batches({self._order!r}, layout={self._recipe.layout!r})"
+
+    def _from(self, epoch: int, start: int) -> Iterator[Any]:
+        """The batches of an epoch from number `start` on."""
+        fields = each(_pinned, self._fields)
+        for name, field in leaves(fields):
+            if len(field) != self._length:
+                raise MapChangedError(
+                    f"{name} has {len(field)} samples now, {self._length} when these batches were made: make new ones"
+                )
+        made, owner = self._begun(fields, epoch, start), os.getpid()
+        try:
+            while True:
+                if os.getpid() != owner:  # this process was forked from the one that has the threads
+                    made, owner = self._begun(fields, epoch, start), os.getpid()
+                try:
+                    batch = next(made)
+                except StopIteration:
+                    return
+                start += 1
+                yield batch
+                del batch  # the memory of one that nobody holds is for the next
+        finally:
+            made.close()
+
+    def _begun(self, fields: Fields, epoch: int, start: int) -> Ahead[Any] | Generator[Any, None, None]:
+        made = self._made(fields, epoch, start)
+        return Ahead(made, self._prefetch) if self._prefetch else made
+
+    def _made(self, fields: Fields, epoch: int, start: int) -> Generator[Any, None, None]:
+        """The same, made in this thread and those for the samples."""
+
+        def will_need(indices: Positions) -> None:
+            each(lambda field: field.will_need(indices), fields)
+
+        with Maker(fields, self._recipe) as maker:
+            batches = advised(self._order.batches(epoch, start), will_need, self._readahead)
+            begun = ((indices, maker.begin(indices)) for indices in batches)
+            # While one batch is finished, the threads are at the next one already.
+            for k, (indices, finish) in enumerate(behind(begun, min(self._recipe.threads - 1, 1)), start):
+                try:
+                    batch = finish()
+                except Exception as error:
+                    raise noted(error, f"while making batch {k} of epoch {epoch}")  # noqa: B904 - the same error
+                yield (indices, batch) if self._with_indices else batch
+                del batch, finish
+
+
+def _pinned(field: Any) -> Any:
+    return field._pinned()
+
+
+def _check_prefetch(prefetch: Any) -> int:
+    if not is_single(prefetch):
+        raise ArgumentTypeError(f"prefetch is {prefetch!r}, expected a number of batches")
+    if prefetch < 0:
+        raise ArgumentError(f"prefetch is {prefetch}, expected at least 0")
+    return int(prefetch)
+
+
+def _order(order: Any, n: int, batch_size: int | None, options: dict[str, Any]) -> Order | GivenOrder:
+    """The order that was given, or one by the options."""
+    if order is None:
+        if batch_size is None:
+            raise ArgumentTypeError("batch_size is missing; only with order= there is none")
+        return Order(n, batch_size, **options)
+    if batch_size is not None:
+        raise ArgumentError(f"batch_size is {batch_size}, but order= says which samples make a batch; leave it out")
+    if given := [name for name, value in options.items() if value != _DEFAULTS[name]]:
+        raise ArgumentError(f"{', '.join(given)} and order= contradict each other; give only one of them")
+    if isinstance(order, Order):
+        if order.n != n:
+            raise ArgumentError(f"order is for {order.n} samples, source has {n}")
+        return order
+    return GivenOrder(order, n)
+
+
+_DEFAULTS = {"shuffle": False, "seed": 0, "drop_last": False, "shard": _ALONE}

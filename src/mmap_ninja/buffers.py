@@ -1,0 +1,94 @@
+"""Memory for batches that is used again once nobody holds what was in it.
+
+A fresh large array costs as much as copying it: the kernel hands out its pages one by one, and zeroed. So the memory
+of a batch goes back to a pool when the last array that looks into it is gone, and the next batch is gathered into it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import weakref
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+_ALIGNMENT = 64  # bytes: what TensorFlow and JAX take without a copy, and far from the source's 4 KiB grid
+_WORTH_IT = 1 << 16  # bytes; malloc has smaller ones at hand
+_KEPT = 256 << 20  # bytes that wait for their next use, in the whole process
+
+
+class Pool:
+    """Hands out uninitialised arrays, and takes their memory back by itself.
+
+    Memory is used again only when the array, all views of it and everything else that refers to one of them (a
+    tensor, a `memoryview`) are gone: what was handed out never changes by itself. At most `kept` bytes wait for
+    their next use. May be shared between threads; a forked child begins with an empty one.
+    """
+
+    def __init__(self, kept: int = _KEPT) -> None:
+        self._kept = kept
+        self._begin()
+        if hasattr(os, "register_at_fork"):
+            _pools.add(self)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._free: list[Array] = []  # the longest unused first
+        # Finalizers run at any moment, also in the thread that holds the lock: this queue is made for them.
+        self._returned: SimpleQueue[Array] = SimpleQueue()
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """An uninitialised C-order array that begins at a multiple of 64 bytes, as `np.empty` but for that."""
+        dtype = np.dtype(dtype)
+        size = math.prod(shape) * dtype.itemsize
+        if size < _WORTH_IT:
+            return np.empty(shape, dtype)
+        memory = self._taken(size)
+        # NumPy lets every view refer to the array that begins a chain of views: to this one, as its own base is none.
+        whole: Array = np.frombuffer(memory.data, np.uint8)
+        weakref.finalize(whole, self._returned.put, memory).atexit = False
+        start = -whole.__array_interface__["data"][0] % _ALIGNMENT
+        array: Array = whole[start : start + size].view(dtype).reshape(shape)
+        return array
+
+    def _taken(self, size: int) -> Array:
+        """Free memory that is large enough and not much too large, else new one."""
+        need = size + _ALIGNMENT
+        with self._lock:
+            self._collect()
+            for at in range(len(self._free) - 1, -1, -1):  # the one used last is the most likely to be in a cache
+                if need <= self._free[at].nbytes <= 2 * need:
+                    return self._free.pop(at)
+        return np.empty(need + need // 8, np.uint8)  # room for the next batch, which may be a little larger
+
+    def _collect(self) -> None:
+        while not self._returned.empty():
+            self._free.append(self._returned.get())
+        while self._free and sum(memory.nbytes for memory in self._free) > self._kept:
+            del self._free[0]
+
+    def trim(self) -> None:
+        """Give what is free beyond the limit back to the operating system; `empty` does it as well."""
+        with self._lock:
+            self._collect()
+
+
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def _begin_anew() -> None:
+    # The lock may be held by a thread that does not exist in the child; and memory that is shared with the parent
+    # until it is written to is not worth keeping.
+    for pool in _pools:
+        pool._begin()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
+
+pool = Pool()  # one for the process: each further one would have pages of its own to be faulted in

@@ -1,0 +1,181 @@
+"""Batches and processes: forked in the middle, sent to workers, left running at the end; no thread stays behind."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmap_ninja import RaggedMmap
+from mmap_ninja.batches import Batches
+from mmap_ninja.order import ReaderShard
+
+ROWS = [np.arange(k, k + k % 7) for k in range(40)]
+METHODS = sorted(set(multiprocessing.get_all_start_methods()) & {"fork", "spawn", "forkserver"})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    RaggedMmap.from_lists(tmp_path / "rows", ROWS)
+    return tmp_path / "rows"
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("mmap_ninja")]
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> Iterator[None]:
+    assert threads() == []
+    yield
+    gc.collect()
+    assert threads() == []
+
+
+def sums(batches: Any) -> list[int]:
+    return [int(sum(row.sum() for row in batch)) for batch in batches]
+
+
+def total(row: np.ndarray) -> int:
+    return int(row.sum())
+
+
+OPTIONS = {
+    "plain": {},
+    "transform": {"transform": np.copy},
+    "threads": {"transform": np.copy, "threads": 3},
+    "no prefetch": {"prefetch": 0, "transform": np.copy, "threads": 2},
+}
+every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+
+
+@every_option
+def test_leaving_early_leaves_no_thread(folder: Path, options: dict[str, Any]) -> None:
+    for number, _ in enumerate(Batches(folder, 2, **options)):
+        if number == 3:
+            break
+    assert threads() == []
+
+
+@every_option
+def test_an_exception_in_the_loop_leaves_no_thread(folder: Path, options: dict[str, Any]) -> None:
+    def step() -> None:
+        for _ in Batches(folder, 2, **options):
+            raise RuntimeError("in the training step")
+
+    with pytest.raises(RuntimeError, match="training step"):
+        step()
+    gc.collect()  # the traceback was the last to hold the iterator
+    assert threads() == []
+
+
+def test_an_iterator_that_never_began_has_no_thread(folder: Path) -> None:
+    running = iter(Batches(folder, 2))
+    assert threads() == []
+    next(running)
+    assert threads() == ["mmap_ninja"]
+    del running
+    assert threads() == []
+
+
+def test_iterators_side_by_side(folder: Path) -> None:
+    batches = Batches(folder, 3, shuffle=True)
+    expected = sums(Batches(folder, 3, shuffle=True))
+    found = [[sum(map(total, batch)) for batch in pair] for pair in zip(batches, batches, strict=True)]
+    assert found == [[value, value] for value in expected]
+
+
+def test_an_iterator_may_be_used_in_another_thread(folder: Path) -> None:
+    running, found = iter(Batches(folder, 2)), []
+    next(running)
+    thread = threading.Thread(target=lambda: found.extend(sums(running)))
+    thread.start()
+    thread.join()
+    assert found == sums(Batches(folder, 2))[1:]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@every_option
+def test_a_forked_child_goes_on_with_a_thread_of_its_own(folder: Path, options: dict[str, Any]) -> None:
+    expected = sums(Batches(folder, 2))
+    running = iter(Batches(folder, 2, **options))
+    for _ in range(5):
+        next(running)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # waiting for a thread of the parent would be for ever
+        try:
+            rest = sums(running)
+            again = sums(Batches(folder, 2, **options))
+            ended = [thread for thread in threads() if thread == "mmap_ninja"]
+            os.write(write, repr((rest, again, ended)).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as answers:
+        found = answers.read()
+    assert os.waitpid(child, 0)[1] == 0
+    assert found == repr((expected[5:], expected, []))
+    assert sums(running) == expected[5:]
+
+
+def work(batches: Batches, answers: Any) -> None:
+    answers.put(sums(batches))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_workers_of_every_kind(folder: Path, method: str) -> None:
+    context = multiprocessing.get_context(method)
+    answers = context.Queue()
+    readers = [Batches(folder, 4, shuffle=True, transform=np.copy, shard=ReaderShard(k, 2)) for k in range(2)]
+    expected = [sums(reader) for reader in readers]
+    for reader in readers:
+        reader.set_epoch(0)
+    workers = [context.Process(target=work, args=(reader, answers)) for reader in readers]
+    for worker in workers:
+        worker.start()
+    found = [answers.get(timeout=120) for _ in workers]
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    assert sorted(found) == sorted(expected)
+
+
+PROGRAM = """
+import sys
+import numpy as np
+from mmap_ninja.batches import Batches
+
+batches = Batches(sys.argv[1], 1, {options})
+running = iter(batches)
+next(running)
+{end}
+"""
+ENDS = ["", "raise SystemExit(3)", "raise RuntimeError('on purpose')", "import os; os.kill(os.getpid(), 2)"]
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("options", ["", "transform=np.copy, threads=3", "transform=np.copy, prefetch=0, threads=2"])
+def test_the_interpreter_ends_while_batches_are_made(folder: Path, options: str, end: str) -> None:
+    program = PROGRAM.format(options=options, end=end)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == [0, 3, 1, -signal.SIGINT][ENDS.index(end)], done.stderr
+    expected = {"": "", "raise SystemExit(3)": ""}.get(end)
+    if expected is None:
+        assert done.stderr.rstrip().endswith(("on purpose", "KeyboardInterrupt"))
+        assert done.stderr.count("Traceback") == 1
+    else:
+        assert done.stderr == expected

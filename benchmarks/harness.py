@@ -155,6 +155,12 @@ def versus(
     return row
 
 
+def at_least(figure: float, least: float, *, full_size: bool = True) -> str:
+    """The ratio that is required at full size, and whether the figure misses it."""
+    verdict = " at full size" if not full_size else "" if figure >= least else "  MISSED"
+    return f"at least {least:g} {TIMES}{verdict}"
+
+
 class Seconds(float):
     """Shown with the unit that suits it."""
 
@@ -170,6 +176,13 @@ class Times(float):
 
     def __str__(self) -> str:
         return f"{self:,.0f} {TIMES}" if self >= 100 else f"{self:.3g} {TIMES}"
+
+
+class Rate(float):
+    """Bytes a second, shown in gigabytes."""
+
+    def __str__(self) -> str:
+        return f"{self / 1e9:.3g} GB/s"
 
 
 class Size(float):

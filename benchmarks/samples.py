@@ -66,6 +66,20 @@ def dense(count: int) -> list[np.ndarray]:
     return list(np.random.default_rng(4).random((count, 256), dtype=np.float32))
 
 
+def numbered(count: int) -> Iterator[np.ndarray]:
+    """Random `uint8` images of 100 x 160 x 3, 48 kB each; the first 8 bytes of each are its number."""
+    noise = np.random.default_rng(7).integers(0, 256, (64, 100, 160, 3), dtype=np.uint8)
+    for number in range(count):
+        image = noise[number % len(noise)] ^ np.uint8(number // len(noise) % 256)
+        image.reshape(-1)[:8] = np.frombuffer(number.to_bytes(8, "little"), np.uint8)
+        yield image
+
+
+def numbers_of(batch: np.ndarray) -> list[int]:
+    """The numbers of such images."""
+    return batch.reshape(len(batch), -1)[:, :8].copy().view("<i8")[:, 0].tolist()
+
+
 def short_rows(count: int) -> list[np.ndarray]:
     """One row of 8 tokens `count` times: for maps of millions of samples, whose number is all that matters."""
     return [np.arange(8, dtype=np.uint16)] * count

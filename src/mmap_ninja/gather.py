@@ -86,6 +86,12 @@ class Rows(ABC):
         """Fill an array of their dtype with all of them, end to end."""
         _write(values, len(self.sizes), self.parts)
 
+    def joined(self, total: int, empty: Empty) -> Array:
+        """The same as a new array of so many elements."""
+        values = empty((total,), self.dtype)
+        self.into(values)
+        return values
+
 
 @dataclass(frozen=True)
 class Slices(Rows):
@@ -103,15 +109,26 @@ class Slices(Rows):
         stops = starts + self.sizes[first:stop] * self.dtype.itemsize
         return [data[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
 
-    def into(self, values: Array) -> None:
-        """One copy, if the samples lie end to end already."""
+    def _is_scattered(self) -> bool:
+        """Whether the samples do not lie end to end already."""
         starts, sizes = self.starts, self.sizes
         is_shuffled = len(starts) > 1 and starts[1] != starts[0] + sizes[0]  # seen at once, as a rule
-        if len(starts) == 0 or is_shuffled or (starts[1:] != starts[:-1] + sizes[:-1]).any():
+        return len(starts) == 0 or is_shuffled or bool((starts[1:] != starts[:-1] + sizes[:-1]).any())
+
+    def into(self, values: Array) -> None:
+        """One copy, if the samples lie end to end already."""
+        if self._is_scattered():
             super().into(values)
             return
-        start, stop = int(starts[0]) * self.dtype.itemsize, int(starts[-1] + sizes[-1]) * self.dtype.itemsize
-        _bytes(values)[:] = self.data[start:stop]
+        start, stop = int(self.starts[0]), int(self.starts[-1] + self.sizes[-1])
+        _bytes(values)[:] = self.data[start * self.dtype.itemsize : stop * self.dtype.itemsize]
+
+    def joined(self, total: int, empty: Empty) -> Array:
+        """Small ones are joined, if it does not matter where: that saves a copy."""
+        count = len(self.sizes)
+        if empty is np.empty and 0 < total * self.dtype.itemsize < _JOINED * count and self._is_scattered():
+            return np.frombuffer(bytearray().join(self.parts(0, count)), self.dtype)
+        return super().joined(total, empty)
 
 
 @dataclass(frozen=True)
@@ -163,9 +180,7 @@ def jagged(rows: Rows, empty: Empty = np.empty) -> Jagged:
     """The samples end to end; those that lie so already are one copy."""
     offsets = np.zeros(len(rows.sizes) + 1, np.int64)
     np.cumsum(rows.sizes, out=offsets[1:])
-    values = empty((int(offsets[-1]),), rows.dtype)
-    rows.into(values)
-    return Jagged(values, offsets, rows.shapes)
+    return Jagged(rows.joined(int(offsets[-1]), empty), offsets, rows.shapes)
 
 
 def padded(rows: Rows, shape: tuple[int, ...], pad: Array, *, is_left: bool = False, empty: Empty = np.empty) -> Padded:

@@ -25,7 +25,7 @@ class Building(State):
     )
     def build(self, data: st.DataObject, fault: tuple | None, how: str, size: int, about: dict) -> None:
         samples = [] if how == "nothing" else data.draw(st.lists(self.kind.good, min_size=1, max_size=6))
-        is_resumed = how == "resume" and self.part is not None
+        is_resumed = how == "resume" and self.part is not None and len(self.part.samples) > 0  # else it begins anew
         start = 0
         if is_resumed:
             start = len(self.part.samples)

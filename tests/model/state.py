@@ -160,6 +160,7 @@ class State(RuleBasedStateMachine):
 
     def attempt(self, call: Callable[[], object], fault: tuple | None = None) -> tuple[object, Disk | None]:
         """What the call returns or raises, and the calls that it made until a fault struck, None if none did."""
+        self.was_format_1 = self.is_format_1
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UpgradeWarning)
             warnings.simplefilter("ignore", PartBuiltWarning)
@@ -181,6 +182,11 @@ class State(RuleBasedStateMachine):
             self.count("struck")
             assert isinstance(result, Interrupted if what is interrupt else OSError)
         return result, double if was_struck else None
+
+    def swept(self) -> None:
+        """An upgrade begins with its own `building.json`, and sweeps away what another build has left."""
+        if self.was_format_1 and not self.is_format_1:
+            self.part = None
 
     def was_committed(self, double: Disk, fault: tuple) -> bool:
         """Whether a manifest took its place before the fault; a first build counts from its last `building.json`."""

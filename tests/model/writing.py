@@ -71,6 +71,7 @@ class Writing(State):
             self.current, self.part = Stored([]) if handle.stored is None else handle.stored, None
         elif not self.current.samples:
             self.part = None  # an empty map is published anew, and a build beside it is swept away
+        self.swept()
         self.current.samples.extend(samples)
 
     # Assigning.
@@ -114,6 +115,7 @@ class Writing(State):
         else:
             assert result is None, repr(result)
             self.count("assigned")
+            self.swept()
             for i, sample in new.items():
                 handle.stored.samples[i] = sample
 

@@ -8,9 +8,10 @@ import itertools
 import json
 import pickle
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from mmap_ninja import (
 from mmap_ninja.errors import (
     ArgumentError,
     ArgumentTypeError,
+    IndexTypeError,
     MapChangedError,
     MapNotFoundError,
     SampleError,
@@ -368,8 +370,8 @@ def test_an_iterator_is_gone_through_once(folder: Path) -> None:
     ("bad", "error", "message"),
     [
         ([0, N], SampleIndexError, f"batch 1 of the order that was given: index {N} is out of range for a map of {N}"),
-        ([0.5], Exception, "batch 1 of the order that was given: a map is indexed by integers"),
-        (7, Exception, "batch 1 of the order that was given: a map is indexed by integers"),
+        ([0.5], IndexTypeError, "batch 1 of the order that was given: a map is indexed by integers"),
+        (7, ArgumentTypeError, "batch 1 of the order that was given is 7, expected the indices of several samples"),
         ([], ArgumentError, "batch 1 of the order that was given has no samples"),
     ],
 )
@@ -378,6 +380,71 @@ def test_an_order_with_a_bad_batch(folder: Path, bad: Any, error: type[Exception
     next(running)
     with pytest.raises(error, match=message):
         next(running)
+
+
+# --- parts of a batch in forms of their own
+
+
+def test_layout_and_padding_of_each_part(folder: Path) -> None:
+    source = {"tokens": folder / "rows", "labels": (folder / "rows", folder / "images"), "y": np.arange(N)}
+    layout = {"tokens": "padded", "labels": ("padded", "jagged")}
+    batch = next(iter(Batches(source, 3, layout=layout, pad_value={"labels": (-100, 0)})))
+    assert plain(batch["tokens"].values) == [[0, 0], [100, 0], [200, 201]]
+    assert plain(batch["labels"][0].values) == [[-100, -100], [100, -100], [200, 201]]
+    assert isinstance(batch["labels"][1], Jagged)
+    assert plain(batch["y"]) == [0, 1, 2]
+
+
+def test_forms_of_what_a_transform_makes(folder: Path) -> None:
+    def both(row: np.ndarray) -> dict[str, Any]:
+        return {"row": row, "total": row.sum()}
+
+    layout = {"row": "padded", "total": "stack"}
+    batch = next(iter(Batches(folder / "rows", 3, transform=both, layout=layout, pad_value={"row": 7})))
+    assert plain(batch["row"].values) == [[7, 7], [100, 7], [200, 201]]
+    assert plain(batch["total"]) == [0, 100, 401]
+    batches = Batches(folder / "rows", 3, transform=both, layout={"rows": "padded"})
+    with pytest.raises(
+        ArgumentError, match=r"layout has an entry for 'rows', but the parts of a batch are \['row', 'to"
+    ):
+        next(iter(batches))
+    with pytest.raises(ArgumentError, match="sample 0 became no dict or tuple"):
+        next(iter(Batches(folder / "rows", 3, transform=len, layout=layout)))
+
+
+class Pair(NamedTuple):
+    x: Any
+    y: Any
+
+
+def test_named_tuples_stay_what_they_are(folder: Path) -> None:
+    batch = next(iter(Batches(Pair(folder / "dense", np.arange(N)), 2)))
+    assert isinstance(batch, Pair)
+    assert plain(batch.y) == [0, 1]
+    options = {"transform": lambda s: Pair(s.x.sum(), s.y + 1), "layout": "stack"}
+    batch = next(iter(Batches(Pair(folder / "dense", np.arange(N)), 2, **options)))
+    assert isinstance(batch, Pair)
+    assert plain(batch) == [[15.0, 51.0], [1, 2]]
+
+
+def test_mappings_of_any_class(folder: Path) -> None:
+    source = OrderedDict(y=np.arange(N), x=folder / "rows")
+    batch = next(iter(Batches(source, 2, transform=lambda s: OrderedDict(a=s["y"], b=len(s["x"])), layout="stack")))
+    assert plain(batch) == {"a": [0, 1], "b": [0, 1]}
+
+
+def test_an_error_names_the_part_of_the_batch(folder: Path) -> None:
+    source = {"a": folder / "images", "b": folder / "rows"}
+    with pytest.raises(SampleError) as caught:
+        list(Batches(source, 4, layout={"a": "stack"}))
+    assert "of source['a']" in " ".join(getattr(caught.value, "__notes__", [str(caught.value)]))
+
+
+def test_labels_in_memory_beside_a_split(folder: Path) -> None:
+    labels = np.arange(N) * 10
+    train, _ = split(RaggedMmap(folder / "rows"), (0.7, 0.3))
+    for rows, of_rows in Batches((train, labels[train.indices]), 4, shuffle=True):
+        assert plain(rows) == plain([ROWS[label // 10] for label in of_rows])
 
 
 # --- functions of the user
@@ -560,6 +627,50 @@ def test_memory_of_batches_that_are_gone_is_used_again(tmp_path: Path) -> None:
     assert len(places) <= 6  # of 100 batches
 
 
+@pytest.mark.parametrize("layout", ["padded", "jagged", "stack"])
+def test_memory_is_used_again_in_every_layout(tmp_path: Path, layout: str) -> None:
+    m = RaggedMmap.from_lists(tmp_path / "m", list(np.zeros((400, 20_000), np.uint8)))
+    places = set()
+    for batch in Batches(m, 4, layout=layout):
+        values = batch if layout == "stack" else batch.values
+        places.add(values.__array_interface__["data"][0])
+        assert values.__array_interface__["data"][0] % 64 == 0
+        del batch, values
+    assert len(places) <= 5  # of 100: two ready, one in the making, one handed out, one on its way back
+
+
+@pytest.mark.parametrize("of", ["dense", "memory"])
+def test_a_transform_of_samples_of_one_shape_may_change_them(folder: Path, of: str) -> None:
+    source = DENSE.copy() if of == "memory" else folder / "dense"
+
+    def cleared(sample: np.ndarray) -> np.ndarray:
+        sample[...] = 0
+        return sample
+
+    assert not np.any(np.concatenate(list(Batches(source, 4, transform=cleared, layout="stack"))))
+    assert np.array_equal(source if of == "memory" else DenseMmap(folder / "dense")[:], DENSE)
+
+
+# --- leaving
+
+
+@pytest.mark.parametrize("options", [{}, {"threads": 2}, {"prefetch": 0}, {"prefetch": 0, "threads": 2}], ids=str)
+def test_leaving_does_not_wait_for_a_whole_batch(options: dict[str, Any]) -> None:
+    begun, may_go_on = [], threading.Event()
+
+    def slow(sample: np.ndarray) -> np.ndarray:
+        begun.append(int(sample))
+        if sample >= 4:
+            may_go_on.wait(60)
+        return sample
+
+    running = iter(Batches(np.arange(400), 4, transform=slow, **{"prefetch": 1, **options}))
+    next(running)
+    threading.Timer(0.2, may_go_on.set).start()
+    del running
+    assert len(begun) <= 4 + 2 * options.get("threads", 1)
+
+
 # --- the map underneath
 
 
@@ -585,9 +696,28 @@ def test_a_map_that_is_replaced_meanwhile(tmp_path: Path) -> None:
     m.refresh()
     found += itertools.chain(*running)
     assert plain(found) == plain(ROWS)  # an iteration sees what there was when it began
-    assert plain(list(itertools.chain(*batches))) == plain([row + 1 for row in ROWS])
+    with pytest.raises(MapChangedError, match="a map was replaced since these batches were made"):
+        next(iter(batches))
     with pytest.raises(MapChangedError, match="replaced"):
         pickle.loads(saved)
+
+
+@pytest.mark.parametrize("of", [str, RaggedMmap, lambda path: select(RaggedMmap(path), slice(2, 9))])
+def test_a_map_that_is_replaced_by_somebody_else(tmp_path: Path, of: Callable[[Path], Any]) -> None:
+    RaggedMmap.from_lists(tmp_path / "m", ROWS)
+    batches = Batches({"rows": of(tmp_path / "m")}, 4)
+    assert len(list(batches)) > 0
+    RaggedMmap.from_lists(tmp_path / "m", [row + 1 for row in ROWS])
+    with pytest.raises(MapChangedError, match=r"m was replaced since it was opened; open it again"):
+        next(iter(batches))
+
+
+def test_samples_that_somebody_else_appends_are_for_new_batches(tmp_path: Path) -> None:
+    RaggedMmap.from_lists(tmp_path / "m", ROWS)
+    batches = Batches(tmp_path / "m", 4)
+    RaggedMmap(tmp_path / "m").append(ROWS[0])
+    assert plain(list(itertools.chain(*batches))) == plain(ROWS)
+    assert len(list(itertools.chain(*Batches(tmp_path / "m", 4)))) == N + 1
 
 
 def test_a_map_that_is_closed_meanwhile(tmp_path: Path) -> None:
@@ -637,6 +767,14 @@ def test_an_empty_map(tmp_path: Path) -> None:
         ({"readahead": "often"}, ArgumentError, "readahead is 'often', expected \"auto\" or a number of batches"),
         ({"readahead": -2}, ArgumentError, "readahead is -2"),
         ({"readahead": None}, ArgumentTypeError, "readahead is None"),
+        ({"layout": {"x": "padded"}}, ArgumentError, "layout is {'x': 'padded'} for source, which is no dict or tuple"),
+        (
+            {"source": {"x": np.arange(3)}, "layout": {"y": "list"}},
+            ArgumentError,
+            r"layout has an entry for 'y', but the parts of a batch are \['x'\]",
+        ),
+        ({"pad_value": 3}, ArgumentError, "pad_value is for layout='padded', not for 'list'"),
+        ({"with_indices": "no"}, ArgumentTypeError, "with_indices is 'no', expected True or False"),
         ({"source": 7}, ArgumentTypeError, "source is 7, expected a map"),
         ({"source": {}}, ArgumentTypeError, "source is {}, expected a map"),
         ({"source": {"x": [1, 2]}}, ArgumentTypeError, r"source\['x'\] is \[1, 2\], expected a map"),

@@ -68,6 +68,8 @@ SAME_LEVEL = {
         ("batches", "_fields"),
         ("batches", "_given"),
         ("_batch", "_collate"),
+        ("_collate", "_fields"),
+        ("batches", "_collate"),
         ("_batch", "_fields"),
         ("generic", "numpy"),  # open_existing gives dense maps as np_open_existing does
         ("cli", CORE),  # the version

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmap_ninja._collate import LAYOUTS, PADDED, collated
-from mmap_ninja._fields import Fields, each
+from mmap_ninja._collate import PADDED, Form, collated
+from mmap_ninja._fields import Fields, each, like, named_parts
 from mmap_ninja._storage.manifest import BYTES, DENSE, STRINGS
-from mmap_ninja._taking import JAGGED, LIST, Padding
+from mmap_ninja._taking import JAGGED, LIST
 from mmap_ninja.buffers import pool
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, SampleError, noted
 from mmap_ninja.gather import Array, Jagged
@@ -33,15 +34,13 @@ Made = Callable[[], Any]
 class Recipe:
     """How a batch is made; refuses values that make no sense."""
 
-    layout: str = LIST
-    padding: Padding = field(default_factory=Padding)
+    form: Form = field(default_factory=Form)
     transform: Callable[[Any], Any] | None = None
     batch_transform: Callable[[Any], Any] | None = None
     threads: int = 1
 
     def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise ArgumentError(f"layout is {self.layout!r}, expected one of {', '.join(map(repr, LAYOUTS))}")
+        self.form.check()
         for name in ("transform", "batch_transform"):
             function = getattr(self, name)
             if function is not None and not callable(function):
@@ -52,15 +51,40 @@ class Recipe:
             raise ArgumentError(f"threads is {self.threads}, expected at least 1")
 
 
+@dataclass(frozen=True)
+class Part:
+    """One map, what errors call it, and the form of its part of a batch."""
+
+    name: str
+    source: Any
+    form: Form
+
+
+def parts(fields: Fields, form: Form, name: str = "source") -> Any:
+    """The same dicts and tuples with a `Part` for each map. Raises `ArgumentError` for a form that is not theirs."""
+    if isinstance(fields, dict | tuple):
+        keys = [key for key, _ in named_parts(fields)]
+        made = {key: parts(part, form.part(keys, key), f"{name}[{key!r}]") for key, part in named_parts(fields)}
+        return made if isinstance(fields, dict) else like(fields, made.values())
+    if not isinstance(form.layout, str):
+        raise ArgumentError(f"layout is {form.layout!r} for {name}, which is no dict or tuple")
+    return Part(name, fields, form)
+
+
+class Stopped(Exception):
+    """Nobody wants the batch any more."""
+
+
 class Maker:
-    """Makes batches of some maps by a recipe.
+    """Makes batches of some maps by a recipe, until `stopped` is set.
 
     `begin` hands the samples of a batch to the threads, if there is something to do for each; what it returns waits
     for them and puts the batch together. With one thread all of it happens there.
     """
 
-    def __init__(self, fields: Fields, recipe: Recipe) -> None:
-        self._fields, self._recipe = fields, recipe
+    def __init__(self, fields: Fields, recipe: Recipe, stopped: threading.Event) -> None:
+        self._fields, self._recipe, self._stopped = fields, recipe, stopped
+        self._parts = parts(fields, recipe.form) if recipe.transform is None else None
         self._threads: ThreadPoolExecutor | None = None
         if recipe.threads > 1:
             from concurrent.futures import ThreadPoolExecutor  # takes 10 ms to import
@@ -72,6 +96,7 @@ class Maker:
 
     def __exit__(self, *_: object) -> None:
         """Forget what was begun, and wait for the threads to end."""
+        self._stopped.set()
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
 
@@ -80,27 +105,30 @@ class Maker:
         recipe = self._recipe
         made: Made
         if recipe.transform is None:
-            made = partial(each, _call, each(partial(self._begin_field, indices), self._fields))
+            made = partial(each, _call, each(partial(self._begin_part, indices), self._parts))
         else:
-            made = self._begin(partial(_transformed, recipe.transform, self._fields), indices)
+            made = self._begin(partial(_transformed, recipe.transform, self._fields), indices, recipe.form)
         if recipe.batch_transform is None:
             return made
         return partial(_chained, recipe.batch_transform, made)
 
-    def _begin_field(self, indices: Positions, one: Any) -> Made:
-        if one.wrapper_fn is None:
-            return partial(_gathered, one, indices, self._recipe)
-        return self._begin(one.__getitem__, indices)
+    def _begin_part(self, indices: Positions, part: Part) -> Made:
+        if part.source.wrapper_fn is None:
+            made: Made = partial(_gathered, part.source, indices, part.form)
+        else:
+            made = self._begin(part.source.__getitem__, indices, part.form)
+        return made if part.name == "source" else partial(_named, part.name, made)
 
-    def _begin(self, read: Read, indices: Positions) -> Made:
+    def _begin(self, read: Read, indices: Positions, form: Form) -> Made:
         """Read samples by all threads at once, and collate them."""
-        numbers = indices.tolist()
+        numbers, read_some = indices.tolist(), partial(_read, read, self._stopped)
         if self._threads is None:
-            return partial(_collated, partial(_read, read, numbers), indices, self._recipe)
+            return partial(_collated, partial(read_some, numbers), indices, form)
         size = -(-len(numbers) // (_TASKS * self._recipe.threads))
-        parts = [numbers[first : first + size] for first in range(0, len(numbers), size)]
-        begun = [self._threads.submit(_read, read, part) for part in parts]
-        return partial(_collated, partial(_results, begun), indices, self._recipe)
+        begun = [
+            self._threads.submit(read_some, numbers[first : first + size]) for first in range(0, len(numbers), size)
+        ]
+        return partial(_collated, partial(_results, begun), indices, form)
 
 
 def _call(made: Made) -> Any:
@@ -111,9 +139,18 @@ def _chained(function: Callable[[Any], Any], made: Made) -> Any:
     return function(made())
 
 
-def _read(read: Read, numbers: Sequence[int]) -> list[Any]:
+def _named(name: str, made: Made) -> Any:
+    try:
+        return made()
+    except Exception as error:
+        raise noted(error, f"of {name}")  # noqa: B904 - the same error, with a note
+
+
+def _read(read: Read, stopped: threading.Event, numbers: Sequence[int]) -> list[Any]:
     samples = []
     for number in numbers:
+        if stopped.is_set():  # whoever leaves a loop does not wait for a batch that takes seconds
+            raise Stopped
         try:
             samples.append(read(number))
         except Exception as error:
@@ -125,8 +162,8 @@ def _results(parts: Sequence[Future[list[Any]]]) -> list[Any]:
     return list(chain.from_iterable(part.result() for part in parts))
 
 
-def _collated(samples: Made, indices: Positions, recipe: Recipe) -> Any:
-    return collated(samples(), indices, recipe.layout, recipe.padding, pool.empty)
+def _collated(samples: Made, indices: Positions, form: Form) -> Any:
+    return collated(samples(), indices, form, pool.empty)
 
 
 def _transformed(transform: Callable[[Any], Any], fields: Fields, number: int) -> Any:
@@ -140,14 +177,14 @@ def _own(number: int, one: Any) -> Any:
     return copy(sample) if is_view and one.copy_before_wrapper_fn else sample
 
 
-def _gathered(one: Any, indices: Positions, recipe: Recipe) -> Any:
+def _gathered(one: Any, indices: Positions, form: Form) -> Any:
     """The stored samples of one map: of a dense one an array, of texts and bytes a list, in every layout."""
-    if one.kind in (DENSE, STRINGS, BYTES) or recipe.layout == LIST:
+    if one.kind in (DENSE, STRINGS, BYTES) or form.layout == LIST:
         return one._gather(indices, LIST, pool.empty)
-    if recipe.layout == PADDED:
-        return one._gather(indices, recipe.padding, pool.empty)
+    if form.layout == PADDED:
+        return one._gather(indices, form.padding, pool.empty)
     batch = one._gather(indices, JAGGED, pool.empty)
-    return batch if recipe.layout == JAGGED else _stacked(batch, indices)
+    return batch if form.layout == JAGGED else _stacked(batch, indices)
 
 
 def _stacked(batch: Jagged, indices: Positions) -> Array:
@@ -158,7 +195,7 @@ def _stacked(batch: Jagged, indices: Positions) -> Array:
         k = other[0]
         raise SampleError(
             f"sample {indices[0]} has shape {_shape(shapes[0])}, sample {indices[k]} {_shape(shapes[k])}: they do not "
-            "stack; layout='padded', 'jagged' or 'list' takes them"
+            "stack; layout='list' or 'jagged' takes them, 'padded' those of as many axes"
         )
     return batch.values.reshape(len(shapes), *_shape(shapes[0]))
 

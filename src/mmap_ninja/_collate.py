@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 
 from mmap_ninja import gather
 from mmap_ninja._encode import joined
+from mmap_ninja._fields import like, named_parts
 from mmap_ninja._taking import JAGGED, LIST, Padding
-from mmap_ninja.errors import SampleError, SampleTypeError
+from mmap_ninja.errors import ArgumentError, SampleError, SampleTypeError
 from mmap_ninja.gather import Array, Empty, Slices
 from mmap_ninja.indexing import Positions
 
@@ -19,17 +21,67 @@ STACK, PADDED = "stack", "padded"
 LAYOUTS = (LIST, STACK, PADDED, JAGGED)
 
 
-def collated(samples: Sequence[Any], numbers: Positions, layout: str, padding: Padding, empty: Empty = np.empty) -> Any:
-    """Dicts and tuples become a dict or tuple of batches; of what is in them, a batch in this layout.
+@dataclass(frozen=True)
+class Form:
+    """The layout and the padding of a batch; each may be a dict or tuple with an entry for a part of the batch.
+
+    Parts without an entry have the defaults. Raises `ArgumentError` for an entry that no part has.
+    """
+
+    layout: Any = LIST
+    pad_value: Any = 0
+
+    def part(self, keys: Iterable[Any], key: Any) -> Form:
+        """The form of one part of a batch that has parts with these keys."""
+        return Form(_entry("layout", self.layout, keys, key, LIST), _entry("pad_value", self.pad_value, keys, key, 0))
+
+    def check(self) -> None:
+        """Refuse layouts that there are not, and padding where nothing is padded."""
+        layouts = _entries(self.layout)
+        for layout in layouts:
+            if layout not in LAYOUTS:
+                raise ArgumentError(f"layout is {layout!r}, expected one of {', '.join(map(repr, LAYOUTS))}")
+        is_given = any(type(value) is not int or value != 0 for value in _entries(self.pad_value))
+        if is_given and PADDED not in layouts:
+            raise ArgumentError(f"pad_value is for layout='padded', not for {self.layout!r}")
+
+    @property
+    def padding(self) -> Padding:
+        """All options of the padding."""
+        return self.pad_value if isinstance(self.pad_value, Padding) else Padding(self.pad_value)
+
+
+def _entries(option: Any) -> list[Any]:
+    if isinstance(option, Mapping | tuple):
+        return [entry for _, part in named_parts(option) for entry in _entries(part)]
+    return [option]
+
+
+def _entry(name: str, option: Any, keys: Iterable[Any], key: Any, default: Any) -> Any:
+    if not isinstance(option, Mapping | tuple):
+        return option  # for all parts
+    given, known = dict(named_parts(option)), list(keys)
+    if unknown := [other for other in given if other not in known]:
+        raise ArgumentError(f"{name} has an entry for {unknown[0]!r}, but the parts of a batch are {known}")
+    return given.get(key, default)
+
+
+def collated(samples: Sequence[Any], numbers: Positions, form: Form, empty: Empty = np.empty) -> Any:
+    """Dicts and tuples become a dict or tuple of batches; of what is in them, a batch in its layout.
 
     `numbers` is what errors call the samples. Raises `SampleError` or `SampleTypeError` for samples that do not fit
     into one batch.
     """
     first = samples[0]
-    if type(first) in (dict, tuple):
-        parts = _parts(samples, numbers)
-        made = {key: collated(part, numbers, layout, padding, empty) for key, part in parts.items()}
-        return made if type(first) is dict else tuple(made.values())
+    if isinstance(first, Mapping | tuple):
+        keys = _common_keys(samples, numbers)
+        parts = {
+            key: collated([sample[key] for sample in samples], numbers, form.part(keys, key), empty) for key in keys
+        }
+        return parts if isinstance(first, Mapping) else like(first, parts.values())
+    layout = form.layout
+    if not isinstance(layout, str):
+        raise ArgumentError(f"layout is {layout!r}, but sample {numbers[0]} became no dict or tuple")
     if layout == LIST or isinstance(first, str | bytes):
         return list(samples)
     arrays = [_as_array(sample, number) for sample, number in zip(samples, numbers, strict=True)]
@@ -39,31 +91,30 @@ def collated(samples: Sequence[Any], numbers: Positions, layout: str, padding: P
         return np.stack(arrays, out=empty((len(arrays), *arrays[0].shape), arrays[0].dtype))
     _check_same(arrays, numbers, "ndim")
     rows = _rows(arrays, numbers)
-    return padding.gather(rows, empty) if layout == PADDED else gather.jagged(rows, empty)
+    return form.padding.gather(rows, empty) if layout == PADDED else gather.jagged(rows, empty)
 
 
-def _parts(samples: Sequence[Any], numbers: Positions) -> dict[Any, list[Any]]:
-    """The samples by key, or by place in a tuple."""
-    first, keys_of = samples[0], _keys(type(samples[0]))
-    keys = keys_of(first)
+def _common_keys(samples: Sequence[Any], numbers: Positions) -> list[Any]:
+    """The keys of dicts, or the places in tuples, which are the same for all samples."""
+    first = samples[0]
     for sample, number in zip(samples, numbers, strict=True):
-        if type(sample) is not type(first) or keys_of(sample) != keys:
+        if type(sample) is not type(first) or _keys(sample) != _keys(first):
             raise SampleError(
                 f"sample {numbers[0]} became a {_described(first)}, sample {number} a {_described(sample)}: they do "
                 "not make one batch"
             )
-    return {key: [sample[key] for sample in samples] for key in keys}
+    return [key for key, _ in named_parts(first)]
 
 
-def _keys(kind: type[Any]) -> Callable[[Any], Any]:
-    return dict.keys if kind is dict else lambda sample: range(len(sample))
+def _keys(sample: Any) -> Any:
+    return sample.keys() if isinstance(sample, Mapping) else len(sample)
 
 
 def _described(sample: Any) -> str:
-    if type(sample) is dict:
-        return f"dict of {', '.join(map(repr, sample))}"
-    if type(sample) is tuple:
-        return f"tuple of {len(sample)}"
+    if isinstance(sample, Mapping):
+        return f"{type(sample).__name__} of {', '.join(map(repr, sample))}"
+    if isinstance(sample, tuple):
+        return f"{type(sample).__name__} of {len(sample)}"
     return type(sample).__name__
 
 

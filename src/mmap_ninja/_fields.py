@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,9 @@ class Values:
     def _pinned(self) -> Values:
         return self
 
+    def _origin(self) -> None:
+        """It is no map."""
+
 
 def opened(source: Any, where: str = "source") -> Fields:
     """The same with paths opened as maps, and arrays as something that reads like one."""
@@ -54,10 +57,10 @@ def opened(source: Any, where: str = "source") -> Fields:
         return source
     if isinstance(source, np.ndarray) and source.ndim and not source.dtype.hasobject:
         return Values(source)
-    if type(source) is dict and source:
+    if isinstance(source, Mapping) and source:
         return {key: opened(part, f"{where}[{key!r}]") for key, part in source.items()}
-    if type(source) is tuple and source:
-        return tuple(opened(part, f"{where}[{k}]") for k, part in enumerate(source))
+    if isinstance(source, tuple) and source:
+        return like(source, [opened(part, f"{where}[{k}]") for k, part in enumerate(source)])
     raise ArgumentTypeError(
         f"{where} is {source!r:.100}, expected a map, a view or the path of one, an array, or a dict or tuple of those"
     )
@@ -65,23 +68,30 @@ def opened(source: Any, where: str = "source") -> Fields:
 
 def leaves(fields: Fields, name: str = "source") -> Iterator[tuple[str, Any]]:
     """Each map, with the name that an error calls it by."""
-    if type(fields) is dict:
-        for key, part in fields.items():
+    if isinstance(fields, dict | tuple):
+        for key, part in named_parts(fields):
             yield from leaves(part, f"{name}[{key!r}]")
-    elif type(fields) is tuple:
-        for k, part in enumerate(fields):
-            yield from leaves(part, f"{name}[{k}]")
     else:
         yield name, fields
 
 
 def each(function: Callable[[Any], Any], fields: Fields) -> Any:
     """What the function makes of each map, in the same dicts and tuples."""
-    if type(fields) is dict:
+    if isinstance(fields, dict):
         return {key: each(function, part) for key, part in fields.items()}
-    if type(fields) is tuple:
-        return tuple(each(function, part) for part in fields)
+    if isinstance(fields, tuple):
+        return like(fields, [each(function, part) for part in fields])
     return function(fields)
+
+
+def like(given: tuple[Any, ...], parts: Iterable[Any]) -> tuple[Any, ...]:
+    """The parts as a tuple of the same kind, which may be a named one."""
+    return type(given)(*parts) if hasattr(given, "_fields") else tuple(parts)
+
+
+def named_parts(given: Mapping[Any, Any] | tuple[Any, ...]) -> Iterable[tuple[Any, Any]]:
+    """The parts of a dict by key, of a tuple by number."""
+    return given.items() if isinstance(given, Mapping) else enumerate(given)
 
 
 def length(fields: Fields) -> int:

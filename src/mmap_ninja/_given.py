@@ -8,7 +8,7 @@ from typing import Any
 
 from mmap_ninja._progress import Int64s, Progress
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, IndexTypeError, SampleIndexError
-from mmap_ninja.indexing import listed, positions
+from mmap_ninja.indexing import is_single, listed, positions
 
 
 class GivenOrder(Progress):
@@ -38,6 +38,10 @@ class GivenOrder(Progress):
         for _ in islice(given, start):
             pass
         for k, indices in enumerate(given, start):
+            if is_single(indices):
+                raise ArgumentTypeError(
+                    f"batch {k} of the order that was given is {indices!r}, expected the indices of several samples"
+                )
             try:
                 found = positions(listed(indices), self._n)
             except (IndexTypeError, SampleIndexError) as error:

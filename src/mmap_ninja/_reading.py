@@ -170,6 +170,16 @@ class Reading(Taking):
         _handles.add(twin)
         return twin
 
+    def _origin(self) -> str | None:
+        """The id of the map that this handle sees. Raises `MapChangedError` if there is another one in its folder."""
+        snapshot = self._state()
+        newest = find(self._folder, self._keys)
+        if snapshot is None or newest is None:
+            return None if snapshot is None else snapshot.manifest.id
+        if newest.id != snapshot.manifest.id:
+            raise MapChangedError(f"the map at {self._folder} was replaced since it was opened; open it again")
+        return newest.id
+
     def _is_closed(self) -> bool:
         return self._read is _closed
 

@@ -99,6 +99,11 @@ class View(Taking):
         vars(twin).update(vars(self))
         return twin
 
+    def _origin(self) -> str | None:
+        """The id of the map. Raises `MapChangedError` if there is another one in its folder."""
+        origin: str | None = self._held()._origin()
+        return origin
+
     def refresh(self) -> None:
         """Move to the newest committed state of the map, also of another one that has taken its place.
 

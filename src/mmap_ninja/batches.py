@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 from mmap_ninja._ahead import Ahead
-from mmap_ninja._batch import Maker, Recipe
+from mmap_ninja._batch import Maker, Recipe, parts
+from mmap_ninja._collate import Form
 from mmap_ninja._fields import Fields, each, leaves, length, opened
 from mmap_ninja._given import GivenOrder
 from mmap_ninja._readahead import advised, behind, check_readahead
-from mmap_ninja._taking import Padding
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapChangedError, noted
 from mmap_ninja.indexing import Positions, is_single
 from mmap_ninja.order import Order, ReaderShard
@@ -74,7 +75,7 @@ class Batches:
         drop_last: bool = False,
         shard: ReaderShard = _ALONE,
         order: Any = None,
-        layout: str = "list",
+        layout: Any = "list",
         pad_value: Any = 0,
         transform: Callable[[Any], Any] | None = None,
         batch_transform: Callable[[Any], Any] | None = None,
@@ -83,12 +84,15 @@ class Batches:
         readahead: int | str = "auto",
         with_indices: bool = False,
     ) -> None:
-        padding = pad_value if isinstance(pad_value, Padding) else Padding(pad_value)
-        self._recipe = Recipe(layout, padding, transform, batch_transform, threads)
+        self._recipe = Recipe(Form(layout, pad_value), transform, batch_transform, threads)
         self._prefetch, self._readahead = _check_prefetch(prefetch), check_readahead(readahead)
+        if not isinstance(with_indices, bool):
+            raise ArgumentTypeError(f"with_indices is {with_indices!r}, expected True or False")
         self._with_indices = with_indices
         self._fields = opened(source)
-        self._length = length(self._fields)
+        self._length, self._origins = length(self._fields), _origins(self._fields)
+        if transform is None:
+            parts(self._fields, self._recipe.form)  # refuses what does not fit
         options = {"shuffle": shuffle, "seed": seed, "drop_last": drop_last, "shard": shard}
         self._order = _order(order, self._length, batch_size, options)
 
@@ -117,21 +121,19 @@ class Batches:
         return self._order.through(self._from)
 
     def __repr__(self) -> str:
-        return f"Batches({self._order!r}, layout={self._recipe.layout!r})"
+        return f"Batches({self._order!r}, layout={self._recipe.form.layout!r})"
 
     def _from(self, epoch: int, start: int) -> Iterator[Any]:
         """The batches of an epoch from number `start` on."""
         fields = each(_pinned, self._fields)
-        for name, field in leaves(fields):
-            if len(field) != self._length:
-                raise MapChangedError(
-                    f"{name} has {len(field)} samples now, {self._length} when these batches were made: make new ones"
-                )
-        made, owner = self._begun(fields, epoch, start), os.getpid()
+        self._check(fields)
+        stopped = threading.Event()
+        made, owner = self._begun(fields, epoch, start, stopped), os.getpid()
         try:
             while True:
                 if os.getpid() != owner:  # this process was forked from the one that has the threads
-                    made, owner = self._begun(fields, epoch, start), os.getpid()
+                    stopped = threading.Event()  # the generator that is left behind sets its own
+                    made, owner = self._begun(fields, epoch, start, stopped), os.getpid()
                 try:
                     batch = next(made)
                 except StopIteration:
@@ -140,19 +142,32 @@ class Batches:
                 yield batch
                 del batch  # the memory of one that nobody holds is for the next
         finally:
+            stopped.set()
             made.close()
 
-    def _begun(self, fields: Fields, epoch: int, start: int) -> Ahead[Any] | Generator[Any, None, None]:
-        made = self._made(fields, epoch, start)
+    def _check(self, fields: Fields) -> None:
+        """Refuse maps that are not those, or not as long, as when these batches were made."""
+        for name, field in leaves(fields):
+            if len(field) != self._length:
+                raise MapChangedError(
+                    f"{name} has {len(field)} samples now, {self._length} when these batches were made: make new ones"
+                )
+        if _origins(fields) != self._origins:
+            raise MapChangedError("a map was replaced since these batches were made: make new ones")
+
+    def _begun(
+        self, fields: Fields, epoch: int, start: int, stopped: threading.Event
+    ) -> Ahead[Any] | Generator[Any, None, None]:
+        made = self._made(fields, epoch, start, stopped)
         return Ahead(made, self._prefetch) if self._prefetch else made
 
-    def _made(self, fields: Fields, epoch: int, start: int) -> Generator[Any, None, None]:
+    def _made(self, fields: Fields, epoch: int, start: int, stopped: threading.Event) -> Generator[Any, None, None]:
         """The same, made in this thread and those for the samples."""
 
         def will_need(indices: Positions) -> None:
             each(lambda field: field.will_need(indices), fields)
 
-        with Maker(fields, self._recipe) as maker:
+        with Maker(fields, self._recipe, stopped) as maker:
             batches = advised(self._order.batches(epoch, start), will_need, self._readahead)
             begun = ((indices, maker.begin(indices)) for indices in batches)
             # While one batch is finished, the threads are at the next one already.
@@ -167,6 +182,11 @@ class Batches:
 
 def _pinned(field: Any) -> Any:
     return field._pinned()
+
+
+def _origins(fields: Fields) -> list[str | None]:
+    """The id of each map. Raises `MapChangedError` if there is another one in its folder now."""
+    return [field._origin() for _, field in leaves(fields)]
 
 
 def _check_prefetch(prefetch: Any) -> int:

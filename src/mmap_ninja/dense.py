@@ -120,8 +120,8 @@ class DenseMmap(Mmap):
         array = _samples(self._opened())
         found = positions(listed(indices), len(array))
         shape = (len(found), *array.shape[1:])
-        if not isinstance(out, np.ndarray) or out.dtype != array.dtype or out.shape != shape:
-            raise ArgumentTypeError(f"out has to be an array of {array.dtype} and shape {shape}")
+        if not isinstance(out, np.ndarray) or out.dtype != array.dtype or out.shape != shape or not out.flags.writeable:
+            raise ArgumentTypeError(f"out has to be a writable array of {array.dtype} and shape {shape}")
         return gather.fill(out, array, found)
 
     def _gather(self, indices: Any, layout: Layout, empty: Empty = np.empty) -> Any:

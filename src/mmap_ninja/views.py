@@ -51,6 +51,14 @@ class Selection(View):
             return self._chosen.stop - self._chosen.start
         return len(self._chosen)
 
+    @property
+    def indices(self) -> Positions:
+        """Which samples of the map or view these are: int64 `(n,)`, made when it is asked for.
+
+        For what belongs to the samples and is no map: `labels[train.indices]`.
+        """
+        return self._numbers(None)
+
     def _check(self) -> None:
         chosen, n = self._chosen, len(self._held())
         if isinstance(chosen, Shuffled):

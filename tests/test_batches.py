@@ -345,6 +345,13 @@ def test_an_order_without_length(folder: Path) -> None:
     assert batches.state_dict()["batches_seen"] == 7
 
 
+@pytest.mark.parametrize("order", [[[0], [1]], type("Two", (), {"__iter__": lambda self: iter([[0], [1]])})()])
+def test_a_state_that_an_order_does_not_reach_is_refused(folder: Path, order: Any) -> None:
+    batches = Batches(folder / "rows", order=order)
+    with pytest.raises(StateError, match="the state is of batch 77, but the order that was given has only 2"):
+        batches.load_state_dict({**batches.state_dict(), "batches_seen": 77}) or list(batches)
+
+
 def test_an_order_hears_of_the_epoch(folder: Path) -> None:
     class Sampler:
         epoch = 0
@@ -460,6 +467,17 @@ def test_a_transform_may_change_its_sample(folder: Path) -> None:
     assert plain(RaggedMmap(folder / "rows")[:]) == plain(ROWS)
 
 
+def test_a_transform_may_change_records_of_an_array() -> None:
+    records = np.zeros(4, [("x", "i4"), ("y", "f4")])
+
+    def changed(record: np.void) -> np.void:
+        record["x"] = 7
+        return record
+
+    assert [record["x"] for record in itertools.chain(*Batches(records, 2, transform=changed))] == [7] * 4
+    assert not records["x"].any()
+
+
 def test_without_the_copy_it_gets_the_view(folder: Path) -> None:
     m = RaggedMmap(folder / "rows", copy_before_wrapper_fn=False)
     flags = list(itertools.chain(*Batches(m, 4, transform=lambda row: row.flags.writeable)))
@@ -547,8 +565,9 @@ def test_an_error_of_a_batch_transform_names_the_batch(folder: Path) -> None:
             "of dtype int8, sample 1 one of int16",
         ),
         (lambda i: np.zeros([(2,), (2, 2)][i % 2]), "jagged", SampleError, "of ndim 1, sample 1 one of 2"),
-        (lambda i: object(), "stack", SampleTypeError, "sample 0 became a object; such batches have layout='list'"),
-        (lambda i: [[1], [1, 2]], "stack", SampleError, "sample 0 became a list that is no array"),
+        (lambda i: object(), "stack", SampleTypeError, "sample 0 became a object; layout='list' takes everything"),
+        (lambda i: [[1], [1, 2]], "stack", SampleTypeError, "sample 0 became a list; layout='list' takes everything"),
+        (lambda i: [1, "a"], "stack", SampleTypeError, "sample 0 became a list; layout='list' takes everything"),
         (lambda i: {"a": i} if i else {"b": i}, "list", SampleError, "became a dict of 'b', sample 1 a dict of 'a'"),
         (lambda i: (i,) * (1 + i), "list", SampleError, "became a tuple of 1, sample 1 a tuple of 2"),
         (lambda i: {"a": i} if i else i, "list", None, ""),
@@ -780,6 +799,7 @@ def test_an_empty_map(tmp_path: Path) -> None:
         ({"source": {"x": [1, 2]}}, ArgumentTypeError, r"source\['x'\] is \[1, 2\], expected a map"),
         ({"source": np.array(3)}, ArgumentTypeError, "expected a map"),
         ({"source": np.array([{}])}, ArgumentTypeError, "expected a map"),
+        ({"source": np.ma.array([1, 2], mask=[0, 1])}, ArgumentTypeError, "expected a map"),
         (
             {"source": {"x": np.arange(3), "y": (np.arange(3), np.arange(4))}},
             ArgumentError,

@@ -31,6 +31,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def threads() -> list[str]:
+    """The names of our threads, those left out that are about to end."""
+    found = [thread for thread in threading.enumerate() if thread.name.startswith("mmap_ninja_")]
+    for thread in found:
+        thread.join(5)
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("mmap_ninja")]
 
 
@@ -77,6 +81,40 @@ def test_an_exception_in_the_loop_leaves_no_thread(folder: Path, options: dict[s
         step()
     gc.collect()  # the traceback was the last to hold the iterator
     assert threads() == []
+
+
+@pytest.mark.parametrize("options", [{"threads": 2}, {"threads": 2, "prefetch": 0}, {}, {"prefetch": 0}], ids=str)
+def test_an_iterator_may_be_dropped_under_a_lock_that_a_transform_needs(folder: Path, options: dict[str, Any]) -> None:
+    lock, is_waiting = threading.Lock(), threading.Event()
+
+    def locked(row: np.ndarray) -> np.ndarray:
+        if lock.locked():
+            is_waiting.set()
+        with lock:
+            return row
+
+    running = iter(Batches(folder, 2, transform=locked, **options))
+    next(running)
+    with lock:
+        next_one = threading.Thread(target=lambda: None)
+        next_one.start()
+        if options.get("prefetch") != 0 or "threads" in options:
+            is_waiting.wait(1)
+        del running  # returns, however long the threads have to wait
+    next_one.join()
+
+
+def test_iterators_in_circles_may_be_collected_in_any_thread(folder: Path) -> None:
+    def littering(row: np.ndarray) -> list[list[int]]:
+        return [[i] for i in range(1000)]  # what makes the garbage collector run, in this thread
+
+    for _ in range(5):
+        running = iter(Batches(folder, 2, transform=littering, threads=2))
+        next(running)
+        circle: dict[str, Any] = {"running": running}
+        circle["itself"] = circle
+        del running, circle
+    assert len(list(Batches(folder, 2, transform=littering, threads=2))) == 20
 
 
 def test_an_iterator_that_never_began_has_no_thread(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -10,15 +11,22 @@ import numpy as np
 import pytest
 
 from mmap_ninja import Batches, BytesMmap, DenseMmap, RaggedMmap, StringsMmap, _readahead, open_map, select
-from mmap_ninja._readahead import advised, behind, check_readahead
+from mmap_ninja._readahead import Warmth, advised, behind, check_readahead
 from mmap_ninja._storage.flatfile import MappedFile
 
+SIZE = 100  # samples a batch: batch k has the samples from k * SIZE on
 
-def through(count: int, ahead: int | None) -> list[tuple[str, int]]:
-    """What happens, in order: batches that are advised, and batches that come."""
+
+def through(count: int, ahead: int | None, warmth: Warmth | None = None) -> list[tuple[str, int]]:
+    """What happens, in order: batches that are advised, as a whole or by some samples, and batches that come."""
     seen: list[tuple[str, int]] = []
-    for batch in advised(range(count), lambda k: seen.append(("advised", k)), ahead):
-        seen.append(("came", batch))
+
+    def will_need(indices: range) -> None:
+        seen.append(("advised" if len(indices) == SIZE else "tried", indices[0] // SIZE))
+
+    batches = (range(k * SIZE, (k + 1) * SIZE) for k in range(count))
+    for batch in advised(batches, will_need, ahead, warmth or Warmth()):
+        seen.append(("came", batch[0] // SIZE))
     return seen
 
 
@@ -38,9 +46,16 @@ def test_none_ahead_is_no_advice() -> None:
 
 def test_warm_data_is_soon_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_readahead, "_reads_of_this_thread", lambda: 7)
-    told = [k for what, k in through(100, None) if what == "advised"]
-    assert told[:3] == [0, 31, 63]  # two batches that nobody had to read, then now and then
-    assert len(told) == 4
+    warmth = Warmth()
+    seen = [event for event in through(100, None, warmth) if event[0] != "came"]
+    assert seen == [("advised", 0), ("tried", 31), ("tried", 63), ("tried", 95)]
+    seen = [event for event in through(100, None, warmth) if event[0] != "came"]
+    assert seen == [("tried", 27), ("tried", 59), ("tried", 91)]  # the next epoch begins warm
+
+
+def test_how_far_ahead_auto_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_readahead, "resource", None)
+    assert through(10, None) == through(10, 3)
 
 
 def test_cold_data_is_always_advised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +103,30 @@ def test_batches_tell_of_the_bytes_of_their_samples(tmp_path: Path, ranges: list
     m = DenseMmap.from_ndarray(tmp_path / "m", np.zeros((8, 10), np.uint8))
     list(Batches(m, 2, readahead=1))
     assert ranges == [(0, 20), (20, 40), (40, 60), (60, 80)]
+
+
+def test_batches_of_several_maps_tell_of_all(tmp_path: Path, ranges: list[tuple[int, int]]) -> None:
+    small = DenseMmap.from_ndarray(tmp_path / "small", np.zeros((4, 10), np.uint8))
+    large = DenseMmap.from_ndarray(tmp_path / "large", np.zeros((4, 30), np.uint8))
+    list(Batches({"a": small, "b": (np.arange(4), large)}, 2, readahead=1))
+    assert ranges == [(0, 20), (0, 60), (20, 40), (60, 120)]
+
+
+def test_the_kernel_hears_of_whole_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    m = DenseMmap.from_ndarray(tmp_path / "m", np.zeros((100, 1000), np.uint8))
+    told = []
+
+    class Mapping:
+        def madvise(self, advice: int, start: int, size: int) -> None:
+            told.append((advice, start, size))
+
+    monkeypatch.setattr(m._snapshot.data, "_map", Mapping())
+    m.will_need([50, 3, 51])
+    page, offset = mmap.PAGESIZE, m._snapshot.data.offset
+    assert told == [
+        (mmap.MADV_WILLNEED, 0, offset + 4000),
+        (mmap.MADV_WILLNEED, (offset + 50_000) // page * page, offset + 52_000 - (offset + 50_000) // page * page),
+    ]
 
 
 @pytest.mark.parametrize("indices", [[3, 1, 2], [7, 0], [5, 5], [-1]])

@@ -246,7 +246,9 @@ def test_take_into_an_array(made):
     out = np.empty((3, 3, 2), m.dtype)
     assert view.take([0, -1, 4], out=out) is out
     assert same(out, np.stack([m[numbers[i]] for i in (0, -1, 4)]))
-    with pytest.raises(ArgumentTypeError, match=re.escape("out has to be an array of int64 and shape (2, 3, 2)")):
+    with pytest.raises(
+        ArgumentTypeError, match=re.escape("out has to be a writable array of int64 and shape (2, 3, 2)")
+    ):
         view.take([0, 1], out=out)
     _, view, _ = made("ragged", "shuffled")
     with pytest.raises(ArgumentTypeError, match=re.escape("take(out=...) is for dense maps")):
@@ -725,3 +727,24 @@ def test_a_damaged_row_is_an_error_of_its_sample_only(m):
 def test_every_error_is_ours():
     for error in (MapChangedError, MapClosedError, MapReadOnlyError, SampleIndexError, ArgumentError):
         assert issubclass(error, MmapNinjaError)
+
+
+def test_a_wrapper_fn_that_stops_does_not_end_an_iteration_quietly(tmp_path):
+    m = RaggedMmap.from_lists(tmp_path / "m", [[i] for i in range(3000)])
+    stopping = RaggedMmap(tmp_path / "m", wrapper_fn=lambda row: next(iter([])) if row[0] == 5 else row)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(select(stopping, range(len(m))))
+
+
+@pytest.mark.parametrize("index", [slice(0, 1, 2**70), slice(5, 5, -(2**70)), slice(None, None, 2**64)])
+def test_steps_of_any_size(tmp_path, index):
+    m = RaggedMmap.from_lists(tmp_path / "m", [[i] for i in range(10)])
+    assert list(select(m, index)[:]) == m[index]
+
+
+def test_which_samples_a_selection_has(tmp_path):
+    m = RaggedMmap.from_lists(tmp_path / "m", [[i] for i in range(10)])
+    train, test = split(m, (0.7, 0.3), seed=3)
+    assert sorted([*train.indices, *test.indices]) == list(range(10))
+    assert [sample[0] for sample in train] == train.indices.tolist()
+    assert select(m, slice(8, None, -3)).indices.tolist() == [8, 5, 2]

@@ -254,6 +254,10 @@ def test_only_so_many_totals_are_kept(tmp_path, monkeypatch):
     assert len(view) == 2000 * (1 + 1 + 2)
     assert view._grid._totals.size <= 65
     assert_same(view[-2:], [np.arange(2), np.arange(2, 4)])
+    assert view[[]].shape == view[5:5].shape == (0, 2)
+    assert len(windows(m, 9)[:]) == 0
+    with pytest.raises(ArgumentError, match="stride is 18446744073709551616, expected at most 4611686018427387904"):
+        windows(m, 2, 2**64)
 
 
 def test_counting_takes_the_same_little_memory_for_any_number_of_samples(tmp_path):

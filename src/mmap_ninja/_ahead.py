@@ -12,12 +12,20 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
+NAME = "mmap_ninja"  # of all threads that are ours, or the beginning of their names
+PATIENCE = 1.0  # seconds
+
+
+def is_ours() -> bool:
+    """Whether this is one of our threads, which must not wait for the others."""
+    return threading.current_thread().name.startswith(NAME)
+
 
 class _Channel(Generic[T]):
     """What the two threads share. It does not know the one who takes, so that the thread does not keep him alive."""
 
-    def __init__(self, items: Generator[T, None, None], most: int) -> None:
-        self._items, self._most = items, most
+    def __init__(self, items: Generator[T, None, None], most: int, stopped: threading.Event) -> None:
+        self._items, self._most, self._stopped = items, most, stopped
         self._ready: deque[T] = deque()
         self._changed = threading.Condition()
         self._is_stopped = self._is_done = self.is_orphan = False
@@ -63,9 +71,10 @@ class _Channel(Generic[T]):
 
     def leave(self) -> None:
         """Begin anew in a forked child, where the thread is missing and may have held the lock."""
-        self._changed, self.is_orphan = threading.Condition(), True
+        self._changed, self._stopped, self.is_orphan = threading.Condition(), threading.Event(), True
 
     def stop(self) -> None:
+        self._stopped.set()
         with self._changed:
             self._is_stopped = True
             self._ready.clear()
@@ -77,12 +86,13 @@ class Ahead(Generic[T]):
 
     An error of `items` is raised when its turn has come, and again at each later call. The thread ends with the last
     item, an error, `close`, when nobody holds the iterator any more, and before the interpreter does. It does not
-    exist in a forked child: whoever goes on there needs another one.
+    exist in a forked child: whoever goes on there needs another one. `stopped` is set when no item is wanted any
+    more, for items that take long.
     """
 
-    def __init__(self, items: Generator[T, None, None], most: int) -> None:
-        self._channel: _Channel[T] = _Channel(items, most)
-        self._thread = threading.Thread(target=self._channel.fill, name="mmap_ninja", daemon=True)
+    def __init__(self, items: Generator[T, None, None], most: int, stopped: threading.Event | None = None) -> None:
+        self._channel: _Channel[T] = _Channel(items, most, stopped or threading.Event())
+        self._thread = threading.Thread(target=self._channel.fill, name=NAME, daemon=True)
         _running[self._thread] = self._channel
         self._thread.start()
 
@@ -93,10 +103,14 @@ class Ahead(Generic[T]):
         return self._channel.get()
 
     def close(self) -> None:
-        """Let the thread end, and wait for it."""
+        """Let the thread end, and wait for it, but not for ever.
+
+        An iterator may be let go of anywhere: by the garbage collector in the very thread that this one waits for,
+        or under a lock that a function of the user is waiting for in there.
+        """
         self._channel.stop()
-        if not self._channel.is_orphan and threading.current_thread() is not self._thread:
-            self._thread.join()
+        if not self._channel.is_orphan and not is_ours():
+            self._thread.join(PATIENCE)
 
     def __del__(self) -> None:
         # Without waiting: the thread may be in a function of the user that needs what this one holds.

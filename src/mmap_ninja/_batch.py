@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmap_ninja._ahead import NAME, PATIENCE, is_ours
 from mmap_ninja._collate import PADDED, Form, collated
 from mmap_ninja._fields import Fields, each, like, named_parts
 from mmap_ninja._storage.manifest import BYTES, DENSE, STRINGS
@@ -86,19 +88,23 @@ class Maker:
         self._fields, self._recipe, self._stopped = fields, recipe, stopped
         self._parts = parts(fields, recipe.form) if recipe.transform is None else None
         self._threads: ThreadPoolExecutor | None = None
+        self._begun: deque[Future[list[Any]]] = deque(maxlen=3 * _TASKS * recipe.threads)  # of two batches, and more
         if recipe.threads > 1:
             from concurrent.futures import ThreadPoolExecutor  # takes 10 ms to import
 
-            self._threads = ThreadPoolExecutor(recipe.threads, "mmap_ninja")
+            self._threads = ThreadPoolExecutor(recipe.threads, NAME)
 
     def __enter__(self) -> Maker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Forget what was begun, and wait for the threads to end."""
+        """Forget what was begun, and wait for the threads, for as long as `Ahead.close` does."""
         self._stopped.set()
         if self._threads is not None:
-            self._threads.shutdown(cancel_futures=True)
+            from concurrent.futures import wait
+
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            wait(self._begun, timeout=0 if is_ours() else PATIENCE)
 
     def begin(self, indices: Positions) -> Made:
         """Start on a batch; what is returned finishes it."""
@@ -128,6 +134,7 @@ class Maker:
         begun = [
             self._threads.submit(read_some, numbers[first : first + size]) for first in range(0, len(numbers), size)
         ]
+        self._begun.extend(begun)
         return partial(_collated, partial(_results, begun), indices, form)
 
 
@@ -173,7 +180,7 @@ def _transformed(transform: Callable[[Any], Any], fields: Fields, number: int) -
 def _own(number: int, one: Any) -> Any:
     """A sample that a user's function may change, unless the map says that it will not."""
     sample = one[number]
-    is_view = one.wrapper_fn is None and isinstance(sample, np.ndarray)
+    is_view = one.wrapper_fn is None and isinstance(sample, np.ndarray | np.void)
     return copy(sample) if is_view and one.copy_before_wrapper_fn else sample
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmap_ninja import gather
+from mmap_ninja import gather, lossless
 from mmap_ninja._encode import joined
 from mmap_ninja._fields import like, named_parts
 from mmap_ninja._taking import JAGGED, LIST, Padding
@@ -120,12 +120,10 @@ def _described(sample: Any) -> str:
 
 def _as_array(sample: Any, number: int) -> Array:
     try:
-        array: Array = np.asarray(sample)
-    except ValueError as error:
-        raise SampleError(f"sample {number} became a list that is no array: {error}") from None
-    if array.dtype.hasobject:
-        raise SampleTypeError(f"sample {number} became a {type(sample).__name__}; such batches have layout='list'")
-    return array
+        return lossless.as_array(sample)
+    except (SampleError, SampleTypeError) as error:
+        what = f"sample {number} became a {type(sample).__name__}; layout='list' takes everything"
+        raise type(error)(f"{what}: {error}") from None
 
 
 def _check_same(arrays: Sequence[Array], numbers: Positions, what: str) -> None:

@@ -55,7 +55,8 @@ def opened(source: Any, where: str = "source") -> Fields:
         return open_map(source)
     if isinstance(source, Mmap | View):
         return source
-    if isinstance(source, np.ndarray) and source.ndim and not source.dtype.hasobject:
+    is_masked = isinstance(source, np.ma.MaskedArray)
+    if isinstance(source, np.ndarray) and source.ndim and not source.dtype.hasobject and not is_masked:
         return Values(source)
     if isinstance(source, Mapping) and source:
         return {key: opened(part, f"{where}[{key!r}]") for key, part in source.items()}

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from mmap_ninja._progress import Int64s, Progress
-from mmap_ninja.errors import ArgumentError, ArgumentTypeError, IndexTypeError, SampleIndexError
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError, IndexTypeError, SampleIndexError, StateError
 from mmap_ninja.indexing import is_single, listed, positions
 
 
@@ -35,8 +35,9 @@ class GivenOrder(Progress):
     def batches(self, epoch: int, start: int = 0) -> Iterator[Int64s]:
         """The samples of each batch, from batch `start` on; they are looked at as they come."""
         given = self._begun(epoch)
-        for _ in islice(given, start):
-            pass
+        passed = sum(1 for _ in islice(given, start))
+        if passed < start:
+            raise StateError(f"the state is of batch {start}, but the order that was given has only {passed}")
         for k, indices in enumerate(given, start):
             if is_single(indices):
                 raise ArgumentTypeError(
@@ -69,6 +70,8 @@ class GivenOrder(Progress):
         return batch
 
     def _batch(self, seen: int) -> int:
+        if isinstance(self._given, Sized) and seen > len(self._given):
+            raise StateError(f"the state is of batch {seen}, but the order that was given has only {len(self._given)}")
         return seen
 
     def _is_over(self, batch: int) -> bool:

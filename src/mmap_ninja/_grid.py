@@ -127,8 +127,8 @@ class UnevenGrid(Grid):
         samples = (blocks[:, None] * self._block + np.arange(self._block, dtype=np.int64)).reshape(-1)
         np.minimum(samples, self._n - 1, out=samples)  # behind the last window of all, where nobody looks
         counts = self._span.counts(self._source._shapes(self._snapshot, samples)[:, 0])
-        ends = (counts.reshape(len(blocks), -1).cumsum(axis=1) + self._totals[blocks, None]).reshape(-1)
-        at = np.minimum(ends.searchsorted(found, "right"), len(ends) - 1)
+        ends = (counts.reshape(-1, self._block).cumsum(axis=1) + self._totals[blocks, None]).reshape(-1)
+        at = np.minimum(ends.searchsorted(found, "right"), max(len(ends) - 1, 0))
         return samples[at], found - (ends[at] - counts[at])
 
 

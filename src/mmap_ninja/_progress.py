@@ -99,6 +99,7 @@ class Progress(ABC):
         for thing in source(at.epoch, at.batch):
             at.batch += 1
             yield thing
+            del thing  # it is not ours any more, and its memory may be for the next one
         if self._at is at:  # no younger iteration, `set_epoch` or `load_state_dict` has the word
             self._at = _Position(at.epoch + 1)
 

@@ -17,7 +17,8 @@ T = TypeVar("T")
 
 _AUTO = 3  # batches: fewer leave the disk idle, and with eight the pages are gone again when their turn comes
 _QUIET = 2  # batches without a read, after which the data is taken for warm
-_PROBE = 32  # while it is, every so many batches are advised all the same: it may not all be
+_PROBE = 32  # while it is, of every so many batches a few samples are advised all the same: it may not all be
+_SAMPLE = 32
 
 
 def check_readahead(readahead: Any) -> int | None:
@@ -33,20 +34,23 @@ def check_readahead(readahead: Any) -> int | None:
     raise ArgumentError(f'readahead is {readahead!r}, expected "auto" or a number of batches, 0 for none')
 
 
-def advised(batches: Iterable[Any], will_need: Callable[[Any], object], ahead: int | None) -> Iterator[Any]:
+def advised(
+    batches: Iterable[Any], will_need: Callable[[Any], object], ahead: int | None, warmth: Warmth
+) -> Iterator[Any]:
     """The same batches; before one comes, `will_need` has heard of it and of those up to `ahead` after it.
 
-    With None, for as long as that makes the kernel read anything: to advise of what is in memory takes a third of
-    the time of copying it.
+    With None, for as long as `warmth` finds that the kernel has something to read: to advise of what is in memory
+    takes half of the time of copying it.
     """
     if ahead == 0:
         yield from batches
         return
-    warmth = Warmth() if ahead is None else None
+    warmth.begin()
 
     def advise(indices: Any) -> Any:
-        if warmth is None or warmth.is_worth_it():
-            will_need(indices)
+        wanted = indices if ahead is not None else warmth.wanted(indices)
+        if len(wanted):
+            will_need(wanted)
         return indices
 
     yield from behind(map(advise, batches), _AUTO if ahead is None else ahead)
@@ -70,18 +74,27 @@ def behind(items: Iterable[T], count: int) -> Iterator[T]:
 
 
 class Warmth:
-    """Finds out whether what a thread reads is in memory already, by what the kernel says of its reads."""
+    """Finds out whether what a thread reads is in memory already, by what the kernel says of its reads.
+
+    Outlives the thread: what was warm in one epoch is expected to be so in the next one.
+    """
 
     def __init__(self) -> None:
-        self._reads: int | None = _reads_of_this_thread()
+        self._reads: int | None = None
         self._quiet = 0
 
-    def is_worth_it(self) -> bool:
-        """Whether the next batch should be advised."""
+    def begin(self) -> None:
+        """Count the reads of the thread that calls."""
+        self._reads = _reads_of_this_thread()
+
+    def wanted(self, indices: Any) -> Any:
+        """What to advise of the next batch: all, or nothing, or a few samples to see whether they are read."""
         reads, before = _reads_of_this_thread(), self._reads
         self._reads = reads
         self._quiet = self._quiet + 1 if reads is not None and reads == before else 0
-        return self._quiet < _QUIET or self._quiet % _PROBE == 0
+        if self._quiet < _QUIET:
+            return indices
+        return indices[: _SAMPLE if self._quiet % _PROBE == 0 else 0]
 
 
 def _reads_of_this_thread() -> int | None:

@@ -12,7 +12,7 @@ from mmap_ninja._batch import Maker, Recipe, parts
 from mmap_ninja._collate import Form
 from mmap_ninja._fields import Fields, each, leaves, length, opened
 from mmap_ninja._given import GivenOrder
-from mmap_ninja._readahead import advised, behind, check_readahead
+from mmap_ninja._readahead import Warmth, advised, behind, check_readahead
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapChangedError, noted
 from mmap_ninja.indexing import Positions, is_single
 from mmap_ninja.order import Order, ReaderShard
@@ -86,6 +86,7 @@ class Batches:
     ) -> None:
         self._recipe = Recipe(Form(layout, pad_value), transform, batch_transform, threads)
         self._prefetch, self._readahead = _check_prefetch(prefetch), check_readahead(readahead)
+        self._warmth = Warmth()
         if not isinstance(with_indices, bool):
             raise ArgumentTypeError(f"with_indices is {with_indices!r}, expected True or False")
         self._with_indices = with_indices
@@ -106,7 +107,7 @@ class Batches:
         return self._order.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch, also from a position that was loaded."""
+        """Go to the start of an epoch; a position in that very epoch that was loaded just before stays."""
         self._order.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
@@ -159,7 +160,7 @@ class Batches:
         self, fields: Fields, epoch: int, start: int, stopped: threading.Event
     ) -> Ahead[Any] | Generator[Any, None, None]:
         made = self._made(fields, epoch, start, stopped)
-        return Ahead(made, self._prefetch) if self._prefetch else made
+        return Ahead(made, self._prefetch, stopped) if self._prefetch else made
 
     def _made(self, fields: Fields, epoch: int, start: int, stopped: threading.Event) -> Generator[Any, None, None]:
         """The same, made in this thread and those for the samples."""
@@ -168,16 +169,18 @@ class Batches:
             each(lambda field: field.will_need(indices), fields)
 
         with Maker(fields, self._recipe, stopped) as maker:
-            batches = advised(self._order.batches(epoch, start), will_need, self._readahead)
+            batches = advised(self._order.batches(epoch, start), will_need, self._readahead, self._warmth)
             begun = ((indices, maker.begin(indices)) for indices in batches)
             # While one batch is finished, the threads are at the next one already.
-            for k, (indices, finish) in enumerate(behind(begun, min(self._recipe.threads - 1, 1)), start):
+            for indices, finish in behind(begun, min(self._recipe.threads - 1, 1)):
                 try:
                     batch = finish()
                 except Exception as error:
-                    raise noted(error, f"while making batch {k} of epoch {epoch}")  # noqa: B904 - the same error
+                    raise noted(error, f"while making batch {start} of epoch {epoch}")  # noqa: B904 - the same error
+                del finish
                 yield (indices, batch) if self._with_indices else batch
-                del batch, finish
+                start += 1
+                del batch
 
 
 def _pinned(field: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
 import weakref
 from queue import SimpleQueue
@@ -19,6 +20,7 @@ Array = np.ndarray[Any, Any]
 
 _ALIGNMENT = 64  # bytes: what TensorFlow and JAX take without a copy, and far from the source's 4 KiB grid
 _WORTH_IT = 1 << 16  # bytes; malloc has smaller ones at hand
+_REFERENCES = 2  # to memory that nobody else has: the list of what is free, and the argument of `getrefcount`
 _KEPT = 256 << 20  # bytes that wait for their next use, in the whole process
 
 
@@ -51,7 +53,7 @@ class Pool:
         memory = self._taken(size)
         # NumPy lets every view refer to the array that begins a chain of views: to this one, as its own base is none.
         whole: Array = np.frombuffer(memory.data, np.uint8)
-        weakref.finalize(whole, self._returned.put, memory).atexit = False
+        weakref.finalize(whole, self._take_back, memory).atexit = False
         start = -whole.__array_interface__["data"][0] % _ALIGNMENT
         array: Array = whole[start : start + size].view(dtype).reshape(shape)
         return array
@@ -63,19 +65,24 @@ class Pool:
             self._collect()
             for at in range(len(self._free) - 1, -1, -1):  # the one used last is the most likely to be in a cache
                 if need <= self._free[at].nbytes <= 2 * need:
-                    return self._free.pop(at)
+                    if sys.getrefcount(self._free[at]) <= _REFERENCES:
+                        return self._free.pop(at)
+                    del self._free[at]  # somebody has found a way to it besides the array
         return np.empty(need + need // 8, np.uint8)  # room for the next batch, which may be a little larger
+
+    def _take_back(self, memory: Array) -> None:
+        self._returned.put(memory)
+        if self._lock.acquire(blocking=False):  # else whoever has it, which may be this thread, is about to collect
+            try:
+                self._collect()
+            finally:
+                self._lock.release()
 
     def _collect(self) -> None:
         while not self._returned.empty():
             self._free.append(self._returned.get())
         while self._free and sum(memory.nbytes for memory in self._free) > self._kept:
             del self._free[0]
-
-    def trim(self) -> None:
-        """Give what is free beyond the limit back to the operating system; `empty` does it as well."""
-        with self._lock:
-            self._collect()
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()

@@ -189,7 +189,3 @@ class Order(Progress):
         if permutation is None or permutation.epoch != epoch:
             self._permutation = permutation = Permutation(self.n, self.seed, epoch)
         return permutation(positions)
-
-
-def _differ(found: Any, expected: int) -> bool:
-    return type(found) is not type(expected) or found != expected  # 1, 1.0 and True are not the same

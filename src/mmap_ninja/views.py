@@ -20,7 +20,7 @@ from mmap_ninja.base import Mmap
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapChangedError
 from mmap_ninja.gather import Empty, Rows
 from mmap_ninja.indexing import Positions, checked, is_single, listed, out_of_range, positions
-from mmap_ninja.permutation import Permutation
+from mmap_ninja.permutation import MOST_SAMPLES, Permutation
 
 __all__ = ["Selection", "View", "Windows", "select", "split", "windows"]
 
@@ -90,7 +90,9 @@ class Selection(View):
 
     def _each(self, found: Positions) -> Iterator[Any]:
         source, numbers = self._held(), self._numbers(found)
-        return source._each(numbers) if isinstance(source, View) else map(source.__getitem__, numbers.tolist())
+        if isinstance(source, View):
+            return source._each(numbers)
+        return (source[i] for i in numbers.tolist())  # a StopIteration of a `wrapper_fn` would end a `map` quietly
 
     def _gathered(self, found: Positions, layout: Layout, empty: Empty) -> Any:
         return self._held()._gather(self._numbers(found), layout, empty)
@@ -134,7 +136,8 @@ def select(m: Mmap | View, indices: Any) -> Selection:
 
 def _chosen(indices: Any, n: int) -> range | Positions:
     if isinstance(indices, slice):
-        return range(*checked(indices).indices(n))
+        found = range(*checked(indices).indices(n))
+        return found if len(found) > 1 else range(found.start, found.start + len(found))  # its step may be huge
     if isinstance(indices, range):
         if len(indices) == 0:
             return range(0)
@@ -244,6 +247,6 @@ def windows(m: Mmap | View, length: int, stride: int | None = None) -> Windows:
 def _size(name: str, value: Any) -> int:
     if not is_single(value):
         raise ArgumentTypeError(f"{name} is {value!r}, expected an integer")
-    if value < 1:
-        raise ArgumentError(f"{name} is {value}, expected at least 1")
+    if not 1 <= value <= MOST_SAMPLES:
+        raise ArgumentError(f"{name} is {value}, expected at {'least 1' if value < 1 else f'most {MOST_SAMPLES}'}")
     return int(value)

@@ -7,6 +7,7 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -76,7 +77,8 @@ class MappedFile:
             start, stop = max(start, 0), min(stop, len(self.bytes))  # what a wrong index says is for the reader
             first = (self.offset + start) // page * page
             if start < stop:
-                self._map.madvise(advice, first, self.offset + stop - first)
+                with suppress(OSError):  # it is a hint
+                    self._map.madvise(advice, first, self.offset + stop - first)
 
 
 def appended(file: File, chunks: Sequence[Buffer]) -> tuple[File, bytes]:

@@ -199,3 +199,26 @@ def test_a_batch_that_fits_nowhere():
 def test_lengths():
     assert gather.lengths(np.array([[3, 4], [0, 9], [-1, -1]])).tolist() == [3, 0, 1]
     assert gather.lengths(np.zeros((2, 0), np.int64)).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [2, 0, 3, 1], [2, 2, 0]])
+def test_samples_of_hundreds_of_kilobytes(order):
+    """Large pieces are copied in another way, without the GIL."""
+    rng = np.random.default_rng(0)
+    samples = [rng.integers(0, 2**31, size, dtype=np.int32) for size in (90_000, 5, 200_000, 0)]
+    sizes = np.array([len(sample) for sample in samples])
+    starts = np.array([0, *sizes.cumsum()[:-1]])
+    rows = gather.Slices(
+        np.dtype(np.int32),
+        sizes[order, None],
+        sizes[order],
+        np.array(order),
+        memoryview(np.concatenate(samples)).cast("B"),
+        starts[order],
+    )
+    chosen = [samples[i] for i in order]
+    assert np.array_equal(gather.jagged(rows).values, np.concatenate(chosen))
+    assert np.array_equal(gather.jagged(rows, lambda *made: np.empty(*made)).values, np.concatenate(chosen))
+    values = gather.padded(rows, (200_000,), np.array(-1, np.int32)).values
+    assert all(np.array_equal(row[: len(sample)], sample) for row, sample in zip(values, chosen, strict=True))
+    assert all((row[len(sample) :] == -1).all() for row, sample in zip(values, chosen, strict=True))

@@ -33,11 +33,13 @@ class Batches:
         shard: Which reader this is, and of how many: `ReaderShard(index, count)`. Each gets its part of every batch.
         order: Instead of `shuffle`, `seed`, `drop_last` and `shard`: an iterable of index arrays, one a batch
             (weighted sampling, a curriculum), or an `Order`. It is gone through in the background thread.
-        layout: What becomes of samples of several sizes: `"list"` (of read-only views, or of what a function made),
-            `"padded"` (`Padded(values, lengths, shapes)`), `"jagged"` (`Jagged(values, offsets, shapes)`) or
-            `"stack"` (one array; refuses samples that differ in shape). Those of a dense map are always one array
-            `(b, *sample_shape)`, texts and bytes always a list.
-        pad_value: What `"padded"` fills up with; or a `Padding`, which has all options of `take_padded`.
+        layout: What becomes of samples of several sizes, and of what a function has made: `"list"` (of read-only
+            views, or of what was made), `"padded"` (`Padded(values, lengths, shapes)`), `"jagged"`
+            (`Jagged(values, offsets, shapes)`) or `"stack"` (one array; refuses samples that differ in shape).
+            Samples of a dense map as they are stored are always one array `(b, *sample_shape)`, texts and bytes a
+            list. A dict or tuple gives the parts of a batch layouts of their own.
+        pad_value: What `"padded"` fills up with; or a `Padding`, which has all options of `take_padded`; or a dict or
+            tuple of those.
         transform: A function of one sample (a copy, which it may change), a dict or tuple of samples where `source`
             is one. What it returns makes the batch: dicts and tuples of values, each put together by `layout`.
         batch_transform: A function of one whole batch.
@@ -46,15 +48,16 @@ class Batches:
         prefetch: How many batches the background thread makes ahead; 0 for no thread.
         readahead: How many batches before its turn the kernel is told to read one from the disk; `"auto"` does so as
             long as the disk is read.
-        with_indices: Whether to get `(indices, batch)`.
+        with_indices: Whether to get `(indices, batch)`: int64 `(b,)`, positions in the source.
 
     Arrays are of the batch alone, and writable: they are not used again as long as anything refers to them. Memory
     of batches that are gone is. Iterating gives one epoch and then stands at the start of the next; an iteration that
     is given up starts its epoch again, unless `load_state_dict` has set another position. Each iteration sees the
-    maps as they are when it begins. May be pickled, with its position, and used in forked and spawned workers.
+    maps as they are opened when it begins. May be pickled, with its position, and used in forked and spawned workers.
 
-    Raises `ArgumentError`, `ArgumentTypeError`, `MapNotFoundError`, `MapCorruptError`; while iterating, any error of
-    a function or a map, with a note that names the batch and the sample.
+    Raises `ArgumentError`, `ArgumentTypeError`, `MapNotFoundError`, `MapCorruptError`; while iterating
+    `MapChangedError` if a map was replaced, `SampleError` for samples that make no batch, and any error of a function
+    or a map, with a note that names the batch, its part and the sample.
 
     Examples:
         >>> from mmap_ninja import RaggedMmap

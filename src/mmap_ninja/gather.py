@@ -23,6 +23,7 @@ Integers = np.ndarray[Any, np.dtype[np.int64]]
 Empty = Callable[[tuple[int, ...], np.dtype[Any]], Array]
 
 _JOINED = 8192  # below this mean size in bytes, samples are joined first: a copy costs less than many assignments
+_LARGE = 1 << 18  # bytes from which on a copy is left to NumPy, which lets other threads run meanwhile
 _AT_ONCE = 256  # samples in one join, which so stays in the cache
 
 
@@ -121,7 +122,7 @@ class Slices(Rows):
             super().into(values)
             return
         start, stop = int(self.starts[0]), int(self.starts[-1] + self.sizes[-1])
-        _bytes(values)[:] = self.data[start * self.dtype.itemsize : stop * self.dtype.itemsize]
+        _write(values, 1, lambda *_: [self.data[start * self.dtype.itemsize : stop * self.dtype.itemsize]])
 
     def joined(self, total: int, empty: Empty) -> Array:
         """Small ones are joined, if it does not matter where: that saves a copy."""
@@ -261,7 +262,10 @@ def _write(values: Array, count: int, parts: Callable[[int, int], list[memoryvie
             pieces = [memoryview(b"".join(pieces))]
         for piece in pieces:
             stop = at + len(piece)
-            target[at:stop] = piece
+            if len(piece) < _LARGE:
+                target[at:stop] = piece
+            else:
+                np.copyto(np.frombuffer(target[at:stop], np.uint8), np.frombuffer(piece, np.uint8))
             at = stop
 
 

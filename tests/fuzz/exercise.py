@@ -307,7 +307,10 @@ def _bits(sample: Any) -> Any:
     if not isinstance(sample, np.ndarray | np.generic):
         return repr(sample)
     if sample.dtype.names is not None:
-        return [_bits(sample[name]) for name in sample.dtype.names]
+        try:
+            return [_bits(sample[name]) for name in sample.dtype.names]
+        except ValueError:  # more axes than NumPy 1.26 can have
+            return sample.tobytes()
     raw = sample.tobytes()
     if sample.dtype.char in "gG":  # long doubles: 80 bits in 16 bytes, of which NumPy copies 10 of a scalar
         used = slice(10) if sample.dtype.isnative else slice(-10, None)

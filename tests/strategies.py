@@ -15,6 +15,8 @@ RECORDS = [
     np.dtype([("a", "i1"), ("b", "f8")], align=True),
 ]
 EXTENDED = [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.int4]
+# Code points; NumPy cannot read a text with a greater number in it than the last.
+CHARACTERS = [0, 1, ord("a"), ord("ö"), 0xD800, 0xFFFF, 0x10000, 0x10FFFF]
 
 NUMBERS = [np.dtype(d) for d in BOOLS_AND_INTS + FLOATS + COMPLEX + [ml_dtypes.bfloat16, ml_dtypes.float8_e5m2]]
 ALL = [np.dtype(d) for d in BOOLS_AND_INTS + FLOATS + COMPLEX + TEXTS + TIMES + RECORDS + EXTENDED]
@@ -47,15 +49,19 @@ def arrays(draw, dtype, shape=shapes):
 def _of_bits(draw, dtype, shape):
     dtype = np.dtype(dtype)
     count = int(np.prod(shape, dtype=int))
+    if dtype.kind == "U":
+        size = count * dtype.itemsize // 4
+        codes = draw(st.lists(st.sampled_from(CHARACTERS), min_size=size, max_size=size))
+        return np.array(codes, np.dtype("u4").newbyteorder(dtype.byteorder)).view(dtype).reshape(shape)
     size = count * dtype.itemsize
-    if dtype.kind == "b" or dtype.names is not None or dtype.kind == "U":  # not all bits are values
-        small = st.integers(0, 1)
-    else:
-        small = st.integers(0, 255)
+    small = st.integers(0, 1 if dtype.kind == "b" or dtype.names is not None else 255)  # not all bits are values
     raw = bytes(draw(st.lists(small, min_size=size, max_size=size))) if size < 64 else draw(_many(size, small))
     if dtype.kind == "V" and "int" in dtype.name:
         raw = bytes(byte & 7 for byte in raw)
     array = np.frombuffer(bytearray(raw), dtype, count).reshape(shape)
+    for name in dtype.names or []:
+        if dtype[name].kind == "U":
+            array[name] = draw(st.sampled_from(["", "a", "\0\U0010ffff"]))
     if dtype.char in "gG" or dtype.isalignedstruct:  # copies need not keep the bytes between values
         array = np.zeros(shape, dtype)
         for name in dtype.names or [...]:

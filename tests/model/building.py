@@ -2,12 +2,14 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from mmap_ninja import BytesMmap, RaggedMmap, StringsMmap, np_from_generator, upgrade
+from mmap_ninja._storage import build as storage_build
 from mmap_ninja.errors import MapNotFoundError, SampleError, SampleTypeError
 from model.kinds import same
 from model.state import Handle, State, Stop, Stored, faults, metadata
@@ -22,8 +24,11 @@ class Building(State):
         how=st.sampled_from(["whole", "whole", "at once", "stops", "bad", "resume", "resume", "nothing"]),
         size=st.sampled_from([1, 2, 3, 100]),
         about=metadata,
+        save_every=st.sampled_from([0, 3600]),
     )
-    def build(self, data: st.DataObject, fault: tuple | None, how: str, size: int, about: dict) -> None:
+    def build(
+        self, data: st.DataObject, fault: tuple | None, how: str, size: int, about: dict, save_every: int
+    ) -> None:
         samples = [] if how == "nothing" else data.draw(st.lists(self.kind.good, min_size=1, max_size=6))
         is_resumed = how == "resume" and self.part is not None and len(self.part.samples) > 0  # else it begins anew
         start = 0
@@ -45,31 +50,33 @@ class Building(State):
 
         before = self.committed()
         call = lambda: self.make(how, generate, given, size, about, sync=bool(size % 2))
-        result, double = self.attempt(call, fault)
+        # Not by the clock, or no run is like the one before.
+        with mock.patch.object(storage_build, "_SAVE_EVERY", save_every):
+            result, double = self.attempt(call, fault)
         known = about if about or not is_resumed else self.part.metadata
         if double is not None:
             is_done = self.was_committed(double, fault)
             if not is_done:
                 assert self.only(self.committed(), "manifest.json") == self.only(before, "manifest.json")
-            self.adopt(samples, known, was_committed=is_done, may_be_new=is_done, resumed=is_resumed)
+            options = {"may_be_new": is_done, "resumed": is_resumed, "compressed": self.kind.is_compressed}
+            self.adopt(samples, known, was_committed=is_done, **options)
         elif stop is not None:
             self.count(f"{how} fails")
             assert isinstance(result, (SampleError, SampleTypeError) if how == "bad" else Stop), repr(result)
             assert self.only(self.committed(), "manifest.json") == self.only(before, "manifest.json")
             kept = start + (stop - start) // size * size
             if kept > start or is_resumed:
-                self.adopt_part(samples[:kept], resumed=is_resumed)
+                self.adopt_part(samples[:kept], resumed=is_resumed, compressed=self.kind.is_compressed)
                 assert self.part is not None
                 assert len(self.part.samples) == kept
-            elif "building.json" not in before:  # else it may have been that of an upgrade, which is swept away
+            elif "building.json" not in before:
                 assert self.committed() == before
-            else:
-                assert self.only(self.committed(), "manifest.json") == self.only(before, "manifest.json")
-                self.adopt_part([], resumed=False)
+            else:  # it may have been that of an upgrade, which is swept away
+                self.adopt_part([], compressed=self.kind.is_compressed)
         else:
             assert type(result) in (self.kind.cls, np.memmap) or self.kind.is_dense, repr(result)
             self.count("resumed" if is_resumed else "made")
-            self.current = self.part if is_resumed else Stored([])
+            self.current = self.part if is_resumed else Stored([], is_compressed=self.kind.is_compressed)
             self.current.samples[:], self.current.metadata = samples, known
             self.part = None
             if type(result) is self.kind.cls:
@@ -96,7 +103,7 @@ class Building(State):
         result, double = self.attempt(lambda: upgrade(self.folder), fault)
         if double is not None:
             known = self.current
-            self.adopt(known.samples, known.metadata, was_committed=True, may_be_new=False, resumed=False)
+            self.adopt(known.samples, known.metadata, was_committed=True)
         elif self.current is None and self.part is None:
             self.refused(result, MapNotFoundError, before)
         else:

@@ -25,11 +25,15 @@ class Kind:
     like: Callable  # (sample, data) -> another one of the same size
     format_1: str | None = None
     options: dict = field(default_factory=dict)
-    is_assignable: bool = True
 
     @property
     def is_dense(self) -> bool:
         return self.cls is DenseMmap
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether builds compress: what a first `append` makes has no options, and is never compressed."""
+        return "zstd_level" in self.options
 
 
 def read(array: np.ndarray) -> object:
@@ -133,5 +137,5 @@ KINDS = {
         lambda sample, number: [sample, bytearray(sample), memoryview(sample)][number % 3],
         like_text(bytes, bytes),
     ),
-    "zstd": replace(STRINGS, format_1="1-strings-zstd", options={"zstd_level": 5}, is_assignable=False),
+    "zstd": replace(STRINGS, format_1="1-strings-zstd", options={"zstd_level": 5}),
 }

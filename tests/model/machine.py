@@ -88,6 +88,7 @@ class Machine(Writing, Building):
         assert (manifest.building is not None) == (self.current is None)
         assert same(list(fresh), there.samples)
         assert fresh.metadata == there.metadata
+        assert (manifest.codec is not None) == there.is_compressed
         if there.id is None or manifest.format_1:
             there.id = manifest.id
         if self.kind.format_1 is None or not self.is_format_1:

@@ -4,7 +4,8 @@ import errno
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class Stored:
     samples: list
     metadata: dict = field(default_factory=dict)
     id: str | None = None
+    is_compressed: bool = False
 
 
 @dataclass
@@ -50,6 +52,11 @@ class Stop(Exception):
     """What a generator raises."""
 
 
+def stopping(samples: list) -> Iterator:
+    yield from samples
+    raise Stop
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C at a chosen call; no other one is caught by these tests."""
 
@@ -60,6 +67,11 @@ def no_space() -> None:
 
 def interrupt() -> None:
     raise Interrupted
+
+
+def without_frames(error: BaseException) -> BaseException:
+    """Frames keep maps alive until the garbage collector comes: then files are closed at any moment, and counted."""
+    return error.with_traceback(None)
 
 
 FAULTS = [no_space, interrupt]
@@ -92,11 +104,16 @@ class State(RuleBasedStateMachine):
         return None if "building" in plain_reader.fields(self.folder, "building.json") else "building.json"
 
     def committed(self) -> dict[str, bytes]:
-        """The manifests and the committed range of every file that they name; of format 1 all files."""
-        found = {}
+        """The manifests and the committed range of every file that they name; of format 1 all files.
+
+        A `building.json` of the very map that is finished is none: an empty map is published anew, and what an
+        interrupted try has left is swept away by the next writer, whatever comes of its call.
+        """
+        found, id = {}, None
         for name in ("manifest.json", "building.json"):
-            if not (self.folder / name).exists():
+            if not (self.folder / name).exists() or plain_reader.fields(self.folder, name)["id"] == id:
                 continue
+            id = plain_reader.fields(self.folder, name)["id"]
             found[name] = (self.folder / name).read_bytes()
             for file in plain_reader.fields(self.folder, name)["files"].values():
                 if file["offset"] + file["size"]:
@@ -105,7 +122,16 @@ class State(RuleBasedStateMachine):
             found |= {str(path): path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
         return found
 
-    def adopt(self, samples: list, metadata: dict, *, was_committed: bool, may_be_new: bool, resumed: bool) -> None:
+    def adopt(
+        self,
+        samples: list,
+        metadata: dict,
+        *,
+        was_committed: bool,
+        may_be_new: bool = False,
+        resumed: bool = False,
+        compressed: bool = False,
+    ) -> None:
         """After a fault: the old state is there or the new one, and nothing else."""
         fresh = self.fresh()
         before = self.current
@@ -125,11 +151,11 @@ class State(RuleBasedStateMachine):
                 assert same(found, samples)
                 assert fresh.metadata == metadata
                 is_part = self.part is not None and self.part.id == id  # which was resumed to the end
-                self.current = self.part if is_part else Stored([], id=id)
+                self.current = self.part if is_part else Stored([], id=id, is_compressed=compressed)
                 self.current.samples[:], self.current.metadata = samples, metadata
-        self.adopt_part(samples, resumed=resumed)
+        self.adopt_part(samples, resumed=resumed, compressed=compressed)
 
-    def adopt_part(self, samples: list, *, resumed: bool) -> None:
+    def adopt_part(self, samples: list, *, resumed: bool = False, compressed: bool = False) -> None:
         """What is left of a build: batches from the start."""
         left = None
         if (self.folder / "building.json").exists() and self.finished() != "building.json":
@@ -138,7 +164,7 @@ class State(RuleBasedStateMachine):
             self.part = None
         elif self.part is None or left["id"] != self.part.id:
             assert left["length"] <= len(samples)
-            self.part = Stored(samples[: left["length"]], left["metadata"], left["id"])
+            self.part = Stored(samples[: left["length"]], left["metadata"], left["id"], compressed)
         else:
             assert left["length"] >= len(self.part.samples)
             assert resumed or left["length"] == len(self.part.samples)
@@ -168,13 +194,13 @@ class State(RuleBasedStateMachine):
                 try:
                     return call(), None
                 except Exception as error:
-                    return error, None
+                    return without_frames(error), None
             at, what = fault
             with Disk(Strike(at), what).installed() as double:
                 try:
                     result = call()
                 except (Exception, Interrupted) as error:
-                    result = error
+                    result = without_frames(error)
         was_struck = len(double.calls) > at and isinstance(result, BaseException)
         if was_struck and not isinstance(result, Interrupted):
             was_struck = isinstance(result, OSError) and result.errno == errno.ENOSPC
@@ -238,15 +264,24 @@ class State(RuleBasedStateMachine):
 
     @initialize(data=st.data())
     def begin(self, data: st.DataObject) -> None:
-        start = data.draw(st.sampled_from(["nothing", "made", "format 1"]), label="start")
-        if start == "format 1" and self.kind.format_1:
+        starts = ["nothing", "begun", "made"] + ["format 1"] * (self.kind.format_1 is not None)
+        start = data.draw(st.sampled_from(starts), label="start")
+        if start == "format 1":
             shutil.copytree(GOLDEN / self.kind.format_1, self.folder)
-            self.current = Stored(list(FORMAT_1[self.kind.format_1].samples))
-        elif start != "nothing":
+            samples = list(FORMAT_1[self.kind.format_1].samples)
+            self.current = Stored(samples, is_compressed=self.kind.is_compressed)
+        elif start == "made":
             samples = data.draw(st.lists(self.kind.good, min_size=1, max_size=5))
             made = self.kind.cls.from_generator(self.folder, iter(samples), 100, sync=False, **self.kind.options)
-            self.current = Stored(samples)
+            self.current = Stored(samples, is_compressed=self.kind.is_compressed)
             self.handles.append(Handle(made, self.current, len(samples)))
+        elif start == "begun":
+            samples = data.draw(st.lists(self.kind.good, min_size=1, max_size=5))
+            with suppress(Stop):
+                self.kind.cls.from_generator(self.folder, stopping(samples), 1, **self.kind.options)
+            self.adopt_part(samples, compressed=self.kind.is_compressed)
+            assert self.part is not None
+            assert len(self.part.samples) == len(samples)
         for mode in ("r", "r+"):
             self.open(mode)
 

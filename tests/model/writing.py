@@ -49,7 +49,7 @@ class Writing(State):
             is_done = self.was_committed(double, fault)
             if not is_done and not self.is_format_1 and there is not None and self.current is not None:
                 assert self.only(self.committed(), "manifest.json") == self.only(before, "manifest.json")
-            self.adopt(new, known, was_committed=is_done, may_be_new=False, resumed=True)
+            self.adopt(new, known, was_committed=is_done)
             return
         if refusal is not None and (handle.was_armed or (given and not is_bad)):
             self.refused(result, refusal, before, handle)
@@ -95,20 +95,20 @@ class Writing(State):
             handle.m[index] = value
 
         before, refusal = self.committed(), self.refusal(handle)
-        armed = handle.is_armed
+        armed, is_compressed = handle.is_armed, handle.stored is not None and handle.stored.is_compressed
         result, double = self.attempt(call, fault)
-        new = {i: sample for i, (sample, _) in zip(chosen, pairs, strict=True)}
+        new = [(i, sample) for i, (sample, _) in zip(chosen, pairs, strict=True)]
         if double is not None:
             self.assigned_in_part(handle, new)
         elif handle.m.mode == "r":
             self.refused(result, MapReadOnlyError, before)
         elif wrong is not None:
-            errors = wrong if self.kind.is_assignable else (*wrong, MapReadOnlyError)
+            errors = (*wrong, MapReadOnlyError) if is_compressed else wrong
             self.refused(result, errors, before)
         elif not chosen:
             assert result is None, repr(result)
             assert self.committed() == before
-        elif not self.kind.is_assignable:
+        elif is_compressed:
             self.refused(result, MapReadOnlyError, before)
         elif refusal is not None and not armed:
             self.refused(result, refusal, before)
@@ -116,19 +116,20 @@ class Writing(State):
             assert result is None, repr(result)
             self.count("assigned")
             self.swept()
-            for i, sample in new.items():
+            for i, sample in new:
                 handle.stored.samples[i] = sample
 
-    def assigned_in_part(self, handle: Handle, new: dict[int, object]) -> None:
-        """Each assigned sample is the old one or the new one."""
-        for i, sample in new.items():
+    def assigned_in_part(self, handle: Handle, new: list[tuple[int, object]]) -> None:
+        """Each assigned sample is the old one or a new one; of several for the same index, any of them."""
+        for i in {i for i, _ in new}:
             found = handle.m[i]
-            assert same_sample(found, sample) or same_sample(found, handle.stored.samples[i])
-            if same_sample(found, sample):
-                handle.stored.samples[i] = sample
+            values = [handle.stored.samples[i], *(sample for at, sample in new if at == i)]
+            same = [value for value in values if same_sample(found, value)]
+            assert same, f"{found!r} is none of {values!r}"
+            handle.stored.samples[i] = same[0]
         if self.current is not None:
             known = self.current
-            self.adopt(known.samples, known.metadata, was_committed=True, may_be_new=False, resumed=False)
+            self.adopt(known.samples, known.metadata, was_committed=True)
 
     # What a map says about itself, and when it is durable.
 
@@ -145,7 +146,7 @@ class Writing(State):
         if double is not None:
             samples = [] if self.current is None else self.current.samples
             is_done = self.was_committed(double, fault)
-            self.adopt(samples, value, was_committed=is_done, may_be_new=False, resumed=False)
+            self.adopt(samples, value, was_committed=is_done)
         elif is_bad:
             self.refused(result, ArgumentTypeError, before)
         elif handle.stored is None:
@@ -168,14 +169,14 @@ class Writing(State):
         if double is not None:
             if self.current is not None:
                 known = self.current
-                self.adopt(known.samples, known.metadata, was_committed=True, may_be_new=False, resumed=False)
+                self.adopt(known.samples, known.metadata, was_committed=True)
         elif refusal is not None and is_due:
             self.refused(result, refusal, before, handle)
         else:
             assert result is None, repr(result)
             self.count(how)
             if self.current is not None and not self.current.samples:
-                self.adopt_part([], resumed=False)  # an empty map is published anew
+                self.adopt_part([])  # an empty map is published anew
         if how == "close":
             mode = handle.m.mode
             self.handles.remove(handle)

@@ -27,7 +27,7 @@ from mmap_ninja.errors import PartBuiltWarning
 from mmap_ninja.verify import verify
 from plain_reader import same
 
-KILLS = 50  # a kind
+KILLS = 100  # a kind
 MOST_CALLS = 12  # that a writer makes before its last moment begins: some with samples larger than a block
 BUILDS = 3  # a kind, of a new map and of one in the place of another
 LONG_KILLS, LONG_BUILDS = 1000, 60  # in the long run

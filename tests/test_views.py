@@ -246,9 +246,7 @@ def test_take_into_an_array(made):
     out = np.empty((3, 3, 2), m.dtype)
     assert view.take([0, -1, 4], out=out) is out
     assert same(out, np.stack([m[numbers[i]] for i in (0, -1, 4)]))
-    with pytest.raises(
-        ArgumentTypeError, match=re.escape("out has to be a writable array of int64 and shape (2, 3, 2)")
-    ):
+    with pytest.raises(ArgumentTypeError, match=re.escape("out has to be an array of int64 and shape (2, 3, 2)")):
         view.take([0, 1], out=out)
     _, view, _ = made("ragged", "shuffled")
     with pytest.raises(ArgumentTypeError, match=re.escape("take(out=...) is for dense maps")):

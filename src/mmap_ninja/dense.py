@@ -19,7 +19,7 @@ from mmap_ninja._storage.writer import Batch
 from mmap_ninja._taking import LIST, Layout
 from mmap_ninja._writing import Encoder, Samples
 from mmap_ninja.base import Mmap
-from mmap_ninja.errors import ArgumentTypeError, MapCorruptError, SampleError, SampleTypeError
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapCorruptError, SampleError, SampleTypeError
 from mmap_ninja.gather import Empty
 from mmap_ninja.indexing import Positions, checked, listed, merged, out_of_range, positions
 
@@ -120,8 +120,10 @@ class DenseMmap(Mmap):
         array = _samples(self._opened())
         found = positions(listed(indices), len(array))
         shape = (len(found), *array.shape[1:])
-        if not isinstance(out, np.ndarray) or out.dtype != array.dtype or out.shape != shape or not out.flags.writeable:
-            raise ArgumentTypeError(f"out has to be a writable array of {array.dtype} and shape {shape}")
+        if not isinstance(out, np.ndarray) or out.dtype != array.dtype or out.shape != shape:
+            raise ArgumentTypeError(f"out has to be an array of {array.dtype} and shape {shape}")
+        if not out.flags.writeable:
+            raise ArgumentError("out is read-only, expected an array that can be filled")
         return gather.fill(out, array, found)
 
     def _gather(self, indices: Any, layout: Layout, empty: Empty = np.empty) -> Any:

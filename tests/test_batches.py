@@ -768,6 +768,7 @@ def test_an_empty_map(tmp_path: Path) -> None:
         ({"batch_size": 0}, ArgumentError, "batch_size is 0, expected at least 1"),
         ({"batch_size": -1}, ArgumentError, "batch_size is -1"),
         ({"batch_size": 2.5}, ArgumentTypeError, "batch_size is 2.5, expected an integer"),
+        ({"batch_size": np.arange(3)}, ArgumentTypeError, r"batch_size is array\(\[0, 1, 2\]\), expected an integer"),
         ({"batch_size": None}, ArgumentTypeError, "batch_size is missing"),
         ({"shard": ReaderShard(0, 3)}, ArgumentError, "batch_size is 4, which 3 readers cannot share evenly"),
         ({"shard": 3}, ArgumentTypeError, "shard is 3, expected a ReaderShard"),

@@ -21,7 +21,7 @@ from mmap_ninja._taking import JAGGED, LIST
 from mmap_ninja.buffers import pool
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, SampleError, noted
 from mmap_ninja.gather import Array, Jagged
-from mmap_ninja.indexing import Positions, is_single
+from mmap_ninja.indexing import Positions, integer
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,10 +47,7 @@ class Recipe:
             function = getattr(self, name)
             if function is not None and not callable(function):
                 raise ArgumentTypeError(f"{name} is {function!r}, expected a function")
-        if not is_single(self.threads):
-            raise ArgumentTypeError(f"threads is {self.threads!r}, expected an integer")
-        if self.threads < 1:
-            raise ArgumentError(f"threads is {self.threads}, expected at least 1")
+        integer("threads", self.threads, 1)
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,4 @@ def _rows(arrays: Sequence[Array], numbers: Positions) -> Slices:
     """Arrays of one dtype and number of axes, as the rows of an index over their joined bytes."""
     shapes = np.array([array.shape for array in arrays], np.int64)
     sizes = shapes.prod(axis=1)
-    starts = np.zeros(len(arrays), np.int64)
-    starts[1:] = sizes[:-1].cumsum()
-    return Slices(arrays[0].dtype, shapes, sizes, numbers, memoryview(b"".join(joined(arrays))), starts)
+    return Slices.joined_from(arrays[0].dtype, shapes, sizes, numbers, joined(arrays))

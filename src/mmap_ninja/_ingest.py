@@ -13,16 +13,6 @@ from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MissingExtraErro
 _TASKS_PER_WORKER = 4  # parts of a batch for each, so that slow samples do not keep the others waiting
 
 
-def check_batch_size(batch_size: int) -> int:
-    """Refuse what is no positive integer."""
-    if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__"):
-        raise ArgumentTypeError(f"batch_size is {batch_size!r}, expected an integer")
-    size = int(batch_size)
-    if size < 1:
-        raise ArgumentError(f"batch_size is {batch_size}, expected at least 1")
-    return size
-
-
 def check_jobs(n_jobs: int | None) -> None:
     """Refuse a number of processes that joblib could not make sense of."""
     if n_jobs is not None and type(n_jobs) is not int:

@@ -16,6 +16,7 @@ from mmap_ninja._storage.manifest import Manifest
 from mmap_ninja._storage.writer import new_id
 from mmap_ninja._writing import Samples, Writing, json_values
 from mmap_ninja.errors import ArgumentTypeError
+from mmap_ninja.indexing import integer
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Making(Writing):
         a progress bar. Further options are those of the kind's plain constructor method (`dtype`, `mode`,
         `wrapper_fn`, `metadata`, ...). Returns the opened map.
         """
-        size = _ingest.check_batch_size(batch_size)
+        size = integer("batch_size", batch_size, 1)
         if isinstance(sample_generator, str | bytes | Mapping) or not _is_iterable(sample_generator):
             raise ArgumentTypeError(f"expected an iterable of samples, got a {type(sample_generator).__name__}")
         return cls._build(
@@ -106,7 +107,7 @@ class Making(Writing):
         An indexable without `len` ends at its first `IndexError`. With `n_jobs` other than None or 1, joblib loads
         in that many processes: the indexable travels to each worker once, the results keep their order.
         """
-        size = _ingest.check_batch_size(batch_size)
+        size = integer("batch_size", batch_size, 1)
         _ingest.loader(indexable)
         _ingest.check_jobs(n_jobs)
         return cls._build(

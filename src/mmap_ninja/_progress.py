@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,23 +10,13 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, StateError
+from mmap_ninja.indexing import integer
 
 Int64s = np.ndarray[Any, np.dtype[np.int64]]
 _T = TypeVar("_T")
 
 STATE_VERSION = 1
 LARGEST = 2**64 - 1  # seed and epoch
-
-
-def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """The value as an int in these bounds. Raises `ArgumentTypeError` or `ArgumentError`."""
-    if not hasattr(value, "__index__") or isinstance(value, bool | np.bool_):
-        raise ArgumentTypeError(f"{name} is {value!r}, expected an integer")
-    number = operator.index(value)
-    if number < least or (most is not None and number > most):
-        bounds = f"at least {least}" if most is None else f"{least} to {most}"
-        raise ArgumentError(f"{name} is {number}, expected {bounds}")
-    return number
 
 
 def _differ(found: Any, expected: Any) -> bool:

@@ -18,7 +18,7 @@ from mmap_ninja._storage.index import Table
 from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
 from mmap_ninja._storage.manifest import Manifest
 from mmap_ninja._storage.snapshot import Snapshot, find, open_snapshot
-from mmap_ninja._taking import Taking
+from mmap_ninja._taking import Indexed
 from mmap_ninja.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -59,7 +59,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
 
 
-class Reading(Taking):
+class Reading(Indexed):
     """A handle of one map: the state that it opened, and a function from a position to a sample."""
 
     mode: str

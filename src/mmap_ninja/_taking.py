@@ -23,7 +23,7 @@ from mmap_ninja.errors import (
     SampleTypeError,
 )
 from mmap_ninja.gather import Array, Empty, Jagged, Padded, Rows
-from mmap_ninja.indexing import Positions, is_single, listed, positions
+from mmap_ninja.indexing import Positions, integer, listed, positions
 
 LIST, JAGGED = "list", "jagged"
 _SIDES = ("right", "left")
@@ -96,23 +96,14 @@ def _entries(name: str, option: Any, least: int) -> Any:
     if option is None:
         return None
     if isinstance(option, tuple | list):
-        return tuple(None if entry is None else _integer(name, entry, least) for entry in option)
-    return _integer(name, option, least)
-
-
-def _integer(name: str, option: Any, least: int) -> int:
-    if not is_single(option):
-        raise ArgumentTypeError(f"{name} is {option!r}, expected an integer")
-    number = int(option)
-    if number < least:
-        raise ArgumentError(f"{name} is {number}, expected at least {least}")
-    return number
+        return tuple(None if entry is None else integer(name, entry, least) for entry in option)
+    return integer(name, option, least)
 
 
 def _checked_buckets(buckets: Any) -> tuple[int, ...]:
     if isinstance(buckets, str | bytes) or not hasattr(buckets, "__iter__"):
         raise ArgumentTypeError(f"buckets is {buckets!r}, expected ascending lengths")
-    found = tuple(_integer("a bucket", bucket, 0) for bucket in buckets)
+    found = tuple(integer("a bucket", bucket, 0) for bucket in buckets)
     if not found or any(one >= other for one, other in pairwise(found)):
         raise ArgumentError(f"buckets is {buckets!r}, expected ascending lengths")
     return found
@@ -135,32 +126,17 @@ Layout = str | Padding
 
 
 class Taking(ABC):
-    """Reads many samples of one state of a map, by the index of that state."""
+    """Takes many samples at once, of a map or of a view of one."""
 
     kind: ClassVar[str]
     wrapper_fn: Callable[[Any], Any] | None
 
     @abstractmethod
-    def _opened(self) -> Snapshot:
-        """The state that this handle sees, an empty one where there is no map yet."""
+    def _gather(self, indices: Any, layout: Layout, empty: Empty = np.empty) -> Any:
+        """A list of samples, `Jagged` or `Padded`, in arrays that `empty` makes: `LIST`, `JAGGED` or a `Padding`.
 
-    @abstractmethod
-    def _table(self, snapshot: Snapshot, found: Positions | None = None) -> Table:
-        """The index rows of all samples, or of those that were found, which costs nothing for the others."""
-
-    @abstractmethod
-    def _many(self, index: Any) -> Any:
-        """The samples at a slice, list, range, array or mask."""
-
-    def take(self, indices: Any, out: Any = None) -> Any:
-        """Many samples at once, `m[indices]` for any iterable of indices.
-
-        Returns a list; for dense maps an array `(len(indices), *sample_shape)`. `out` is for dense maps only.
-        Raises `SampleIndexError`, `IndexTypeError`.
+        All of one state, whatever other threads do to the handle.
         """
-        if out is not None:
-            raise ArgumentTypeError(f"take(out=...) is for dense maps; samples of a {self.kind} map differ in size")
-        return self._many(listed(indices))
 
     def take_jagged(self, indices: Any) -> Jagged:
         """Many samples end to end in one array of their own, as `Jagged(values, offsets, shapes)`.
@@ -197,11 +173,33 @@ class Taking(ABC):
         padded: Padded = self._gather(indices, Padding(pad_value, length, side, multiple_of, buckets))
         return padded
 
-    def _gather(self, indices: Any, layout: Layout, empty: Empty = np.empty) -> Any:
-        """A list of samples, `Jagged` or `Padded`, in arrays that `empty` makes: `LIST`, `JAGGED` or a `Padding`.
 
-        All of one state, whatever other threads do to the handle.
+class Indexed(Taking):
+    """Reads many samples of one state of a map, by the index of that state."""
+
+    @abstractmethod
+    def _opened(self) -> Snapshot:
+        """The state that this handle sees, an empty one where there is no map yet."""
+
+    @abstractmethod
+    def _table(self, snapshot: Snapshot, found: Positions | None = None) -> Table:
+        """The index rows of all samples, or of those that were found, which costs nothing for the others."""
+
+    @abstractmethod
+    def _many(self, index: Any) -> Any:
+        """The samples at a slice, list, range, array or mask."""
+
+    def take(self, indices: Any, out: Any = None) -> Any:
+        """Many samples at once, `m[indices]` for any iterable of indices.
+
+        Returns a list; for dense maps an array `(len(indices), *sample_shape)`. `out` is for dense maps only.
+        Raises `SampleIndexError`, `IndexTypeError`.
         """
+        if out is not None:
+            raise ArgumentTypeError(f"take(out=...) is for dense maps; samples of a {self.kind} map differ in size")
+        return self._many(listed(indices))
+
+    def _gather(self, indices: Any, layout: Layout, empty: Empty = np.empty) -> Any:
         if layout == LIST:
             return self._many(listed(indices))
         snapshot = self._opened()

@@ -143,9 +143,6 @@ class View(Taking):
         view = self._pinned()
         return view._gathered(positions(index, len(view)), LIST, np.empty)
 
-    def _many(self, index: Any) -> Any:
-        return self[index]
-
     def take(self, indices: Any, out: Any = None) -> Any:
         """Many samples at once, `view[indices]` for any iterable of indices.
 
@@ -247,10 +244,6 @@ class View(Taking):
     def lengths(self) -> Array:
         """`len` of each sample, from the index alone: int64 `(n,)`; 1 for scalars."""
         return lengths(self.shapes)
-
-    def _table(self, snapshot: Snapshot, found: Positions | None = None) -> Table:
-        starts, _ = self._places(snapshot, found)
-        return np.concatenate([starts[:, None], self._shapes(snapshot, found)], axis=1)
 
     # What a view does not do.
 

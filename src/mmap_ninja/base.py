@@ -12,6 +12,7 @@ from mmap_ninja._reading import AnyPath, folder_of
 from mmap_ninja._storage.disk import make_folder
 from mmap_ninja._storage.snapshot import find
 from mmap_ninja.errors import MapKindError, MapNotFoundError
+from mmap_ninja.indexing import integer
 
 _kinds: dict[str, type[Mmap]] = {}
 
@@ -94,7 +95,7 @@ def from_generator_base(
     """
     from pathlib import Path
 
-    folder, size, made = Path(out_dir), _ingest.check_batch_size(batch_size), None
+    folder, size, made = Path(out_dir), integer("batch_size", batch_size, 1), None
     make_folder(str(folder))
     for chunk in _ingest.from_iterable(sample_generator, 0, kwargs.pop("verbose", False), size):
         if made is None:

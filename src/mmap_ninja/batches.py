@@ -14,7 +14,7 @@ from mmap_ninja._fields import Fields, each, leaves, length, opened
 from mmap_ninja._given import GivenOrder
 from mmap_ninja._readahead import Warmth, advised, behind, check_readahead
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapChangedError, noted
-from mmap_ninja.indexing import Positions, is_single
+from mmap_ninja.indexing import Positions, integer
 from mmap_ninja.order import Order, ReaderShard
 
 _ALONE = ReaderShard()  # the only reader
@@ -88,7 +88,8 @@ class Batches:
         with_indices: bool = False,
     ) -> None:
         self._recipe = Recipe(Form(layout, pad_value), transform, batch_transform, threads)
-        self._prefetch, self._readahead = _check_prefetch(prefetch), check_readahead(readahead)
+        self._prefetch = integer("prefetch", prefetch, 0, what="a number of batches")
+        self._readahead = check_readahead(readahead)
         self._warmth = Warmth()
         if not isinstance(with_indices, bool):
             raise ArgumentTypeError(f"with_indices is {with_indices!r}, expected True or False")
@@ -193,14 +194,6 @@ def _pinned(field: Any) -> Any:
 def _origins(fields: Fields) -> list[str | None]:
     """The id of each map. Raises `MapChangedError` if there is another one in its folder now."""
     return [field._origin() for _, field in leaves(fields)]
-
-
-def _check_prefetch(prefetch: Any) -> int:
-    if not is_single(prefetch):
-        raise ArgumentTypeError(f"prefetch is {prefetch!r}, expected a number of batches")
-    if prefetch < 0:
-        raise ArgumentError(f"prefetch is {prefetch}, expected at least 0")
-    return int(prefetch)
 
 
 def _order(order: Any, n: int, batch_size: int | None, options: dict[str, Any]) -> Order | GivenOrder:

@@ -166,9 +166,8 @@ class BytesMmap(Mmap):
         if snapshot.manifest.codec is None:
             return super()._rows(snapshot, found)
         samples = list(map(byte_reader(snapshot), found.tolist()))
-        counts, starts = sizes(samples), np.zeros(len(samples), np.int64)
-        starts[1:] = counts[:-1].cumsum()
-        return Slices(np.dtype(np.uint8), counts[:, None], counts, found, memoryview(b"".join(samples)), starts)
+        counts = sizes(samples)
+        return Slices.joined_from(np.dtype(np.uint8), counts[:, None], counts, found, samples)
 
     def _patch(self, snapshot: Snapshot, i: int, value: Any) -> tuple[int, memoryview]:
         if snapshot.manifest.codec is not None:

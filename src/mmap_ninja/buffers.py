@@ -35,8 +35,7 @@ class Pool:
     def __init__(self, kept: int = _KEPT) -> None:
         self._kept = kept
         self._begin()
-        if hasattr(os, "register_at_fork"):
-            _pools.add(self)
+        _pools.add(self)
 
     def _begin(self) -> None:
         self._lock = threading.Lock()

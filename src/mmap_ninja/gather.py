@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from operator import gt
 from typing import Any, NamedTuple
@@ -103,6 +103,15 @@ class Slices(Rows):
 
     data: memoryview
     starts: Integers
+
+    @classmethod
+    def joined_from(
+        cls, dtype: np.dtype[Any], shapes: Integers, sizes: Integers, numbers: Integers, chunks: Iterable[Any]
+    ) -> Slices:
+        """Samples whose bytes follow one another in these chunks, which are copied."""
+        starts = np.zeros(len(sizes), np.int64)
+        starts[1:] = sizes[:-1].cumsum()
+        return cls(dtype, shapes, sizes, numbers, memoryview(b"".join(chunks)), starts)
 
     def parts(self, first: int, stop: int) -> list[memoryview]:
         """Views of the data."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mmap_ninja.errors import ArgumentError, IndexTypeError, SampleIndexError
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError, IndexTypeError, SampleIndexError
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -22,6 +22,17 @@ def is_single(index: Any) -> bool:
     if isinstance(index, np.ndarray):
         return index.ndim == 0 and index.dtype.kind in "iu"
     return hasattr(index, "__index__") and not isinstance(index, bool | np.bool_)
+
+
+def integer(name: str, value: Any, least: int, most: int | None = None, *, what: str = "an integer") -> int:
+    """An argument as an int in these bounds. Raises `ArgumentTypeError` or `ArgumentError`, which say `what` it is."""
+    if not is_single(value):
+        raise ArgumentTypeError(f"{name} is {value!r}, expected {what}")
+    number = operator.index(value)
+    if number < least or (most is not None and number > most):
+        bounds = f"at least {least}" if most is None else f"{least} to {most}"
+        raise ArgumentError(f"{name} is {number}, expected {bounds}")
+    return number
 
 
 def position(index: Any, length: int) -> int:

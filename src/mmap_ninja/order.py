@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from mmap_ninja._progress import LARGEST, Int64s, Progress, integer
+from mmap_ninja._progress import LARGEST, Int64s, Progress
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, StateError
+from mmap_ninja.indexing import integer
 from mmap_ninja.permutation import BLOCK, MOST_SAMPLES, Permutation
 
 

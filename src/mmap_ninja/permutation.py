@@ -7,8 +7,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from mmap_ninja._progress import LARGEST, Int64s, integer
+from mmap_ninja._progress import LARGEST, Int64s
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError
+from mmap_ninja.indexing import integer
 
 _UInt32s = np.ndarray[Any, np.dtype[np.uint32]]
 

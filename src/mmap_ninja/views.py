@@ -19,7 +19,7 @@ from mmap_ninja._windows import Windows
 from mmap_ninja.base import Mmap
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapChangedError
 from mmap_ninja.gather import Empty, Rows
-from mmap_ninja.indexing import Positions, checked, is_single, listed, out_of_range, positions
+from mmap_ninja.indexing import Positions, checked, integer, is_single, listed, out_of_range, positions
 from mmap_ninja.permutation import MOST_SAMPLES, Permutation
 
 __all__ = ["Selection", "View", "Windows", "select", "split", "windows"]
@@ -245,8 +245,7 @@ def windows(m: Mmap | View, length: int, stride: int | None = None) -> Windows:
 
 
 def _size(name: str, value: Any) -> int:
-    if not is_single(value):
-        raise ArgumentTypeError(f"{name} is {value!r}, expected an integer")
-    if not 1 <= value <= MOST_SAMPLES:
-        raise ArgumentError(f"{name} is {value}, expected at {'least 1' if value < 1 else f'most {MOST_SAMPLES}'}")
-    return int(value)
+    size = integer(name, value, 1)
+    if size > MOST_SAMPLES:
+        raise ArgumentError(f"{name} is {size}, expected at most {MOST_SAMPLES}")
+    return size

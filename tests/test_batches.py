@@ -8,6 +8,7 @@ import itertools
 import json
 import pickle
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from mmap_ninja import (
     Padding,
     RaggedMmap,
     StringsMmap,
+    _batch,
     select,
     split,
     windows,
@@ -85,6 +87,68 @@ def test_batches_of_a_dense_map(folder: Path) -> None:
     assert np.array_equal(np.concatenate(batches), DENSE)
     assert batches[0].dtype == DENSE.dtype
     assert batches[0].flags.writeable
+
+
+@pytest.fixture
+def halved(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every dense batch counts as large, which two threads gather; filled with the threads that did."""
+    fillers, fill = [], _batch._fill
+
+    def seen(*args: Any) -> None:
+        fillers.append(threading.current_thread().name)
+        fill(*args)
+
+    monkeypatch.setattr(_batch, "_LARGE", 0)
+    monkeypatch.setattr(_batch, "_cores", lambda: 2)
+    monkeypatch.setattr(_batch, "_fill", seen)
+    return fillers
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, N])
+def test_two_threads_gather_what_one_would(folder: Path, halved: list[str], size: int) -> None:
+    dense = DenseMmap(folder / "dense")
+    sources = {
+        "map": (dense, DENSE),
+        "array": (DENSE, DENSE),
+        "selection": (select(dense, [5, 1, 5, 0]), DENSE[[5, 1, 5, 0]]),
+        "windows": (windows(dense, 1, 1), DENSE.reshape(-1, 1, 3)),
+        "columns": (np.asfortranarray(DENSE), DENSE),
+    }
+    for name, (source, expected) in sources.items():
+        halved.clear()
+        batches = list(Batches(source, size))
+        assert np.array_equal(np.concatenate(batches), expected), name
+        assert batches[0].dtype == DENSE.dtype
+        assert len(set(halved)) == 2, "one thread has done it all"
+
+
+def test_one_thread_gathers_where_there_is_to_be_none(folder: Path, halved: list[str]) -> None:
+    assert np.array_equal(np.concatenate(list(Batches(folder / "dense", 5, prefetch=0))), DENSE)
+    assert set(halved) == {threading.current_thread().name}
+
+
+def test_the_memory_of_a_batch_of_two_threads_is_used_again(folder: Path, halved: list[str]) -> None:
+    freed = []
+    for batch in Batches(folder / "dense", 2):
+        weakref.finalize(batch, freed.append, 1)
+    del batch
+    assert len(freed) == 12
+
+
+def test_an_error_of_the_second_thread_is_that_of_the_batch(
+    folder: Path, halved: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill = _batch._fill
+
+    def failing(values: Any, one: Any, indices: Any) -> None:
+        if 9 in indices:  # in the second half of the second batch
+            raise OSError("a bad disk")
+        fill(values, one, indices)
+
+    monkeypatch.setattr(_batch, "_fill", failing)
+    with pytest.raises(OSError, match="a bad disk") as caught:
+        list(Batches(folder / "dense", 5))
+    assert "batch 1 of epoch 0" in str(getattr(caught.value, "__notes__", caught.value))
 
 
 def test_batches_of_rows_as_a_list(folder: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmap_ninja import RaggedMmap
+from mmap_ninja import DenseMmap, RaggedMmap
 from mmap_ninja.batches import Batches
 from mmap_ninja.order import ReaderShard
 
@@ -84,6 +84,33 @@ def test_an_exception_in_the_loop_leaves_no_thread(folder: Path, options: dict[s
         step()
     gc.collect()  # the traceback was the last to hold the iterator
     assert threads() == []
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """Batches of two samples are large enough for two threads."""
+    DenseMmap.from_ndarray(tmp_path / "large", np.zeros((16, 1 << 21), np.uint8), sync=False)
+    return tmp_path / "large"
+
+
+def test_two_threads_that_gather_end_with_the_loop(large: Path) -> None:
+    for number, _ in enumerate(Batches(large, 2)):
+        if number == 3:
+            break
+    assert threads() == []
+    assert len(list(Batches(large, 2))) == 8
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_two_threads_that_gather_are_two_in_a_forked_child_too(large: Path) -> None:
+    running = iter(Batches(large, 2, with_indices=True))
+    first, _ = next(running)
+    child = os.fork()
+    if child == 0:
+        rest = [indices.tolist() for indices, _ in running]
+        os._exit(0 if rest == [[i, i + 1] for i in range(2, 16, 2)] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len([first, *running]) == 8
 
 
 @pytest.mark.parametrize("options", [{"threads": 2}, {"threads": 2, "prefetch": 0}, {}, {"prefetch": 0}], ids=str)
@@ -206,6 +233,11 @@ next(running)
 # A shell lets programs in the background ignore SIGINT, and the tests may run there.
 INTERRUPTED = "import os, signal; signal.signal(2, signal.default_int_handler); os.kill(os.getpid(), 2)"
 ENDS = ["", "raise SystemExit(3)", "raise RuntimeError('on purpose')", INTERRUPTED]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_interpreter_ends_while_two_threads_gather(large: Path, end: str) -> None:
+    test_the_interpreter_ends_while_batches_are_made(large, "", end)
 
 
 @pytest.mark.parametrize("end", ENDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
 _TASKS = 4  # of a batch for each thread, so that slow samples do not keep the others waiting
+_LARGE = 1 << 22  # bytes from which on two threads gather a batch: by then it takes much longer than to wake one up
 
 Read = Callable[[int], Any]
 Made = Callable[[], Any]
@@ -78,18 +80,17 @@ class Maker:
     """Makes batches of some maps by a recipe, until `stopped` is set.
 
     `begin` hands the samples of a batch to the threads, if there is something to do for each; what it returns waits
-    for them and puts the batch together. With one thread all of it happens there.
+    for them and puts the batch together. With one thread all of it happens there. If it `may_halve`, a thread of its
+    own copies one half of every large array.
     """
 
-    def __init__(self, fields: Fields, recipe: Recipe, stopped: threading.Event) -> None:
+    def __init__(self, fields: Fields, recipe: Recipe, stopped: threading.Event, *, may_halve: bool = False) -> None:
         self._fields, self._recipe, self._stopped = fields, recipe, stopped
         self._parts = parts(fields, recipe.form) if recipe.transform is None else None
-        self._threads: ThreadPoolExecutor | None = None
-        self._begun: deque[Future[list[Any]]] = deque(maxlen=3 * _TASKS * recipe.threads)  # of two batches, and more
-        if recipe.threads > 1:
-            from concurrent.futures import ThreadPoolExecutor  # takes 10 ms to import
-
-            self._threads = ThreadPoolExecutor(recipe.threads, NAME)
+        self._begun: deque[Future[Any]] = deque(maxlen=3 * _TASKS * recipe.threads)  # of two batches, and more
+        self._threads = _executor(recipe.threads) if recipe.threads > 1 else None
+        self._may_halve = may_halve and _cores() > 1
+        self._helper: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Maker:
         return self
@@ -97,10 +98,12 @@ class Maker:
     def __exit__(self, *_: object) -> None:
         """Forget what was begun, and wait for the threads, for as long as `Ahead.close` does."""
         self._stopped.set()
-        if self._threads is not None:
+        running = [executor for executor in (self._threads, self._helper) if executor is not None]
+        for executor in running:
+            executor.shutdown(wait=False, cancel_futures=True)
+        if running:
             from concurrent.futures import wait
 
-            self._threads.shutdown(wait=False, cancel_futures=True)
             wait(self._begun, timeout=0 if is_ours() else PATIENCE)
 
     def begin(self, indices: Positions) -> Made:
@@ -116,11 +119,28 @@ class Maker:
         return partial(_chained, recipe.batch_transform, made)
 
     def _begin_part(self, indices: Positions, part: Part) -> Made:
-        if part.source.wrapper_fn is None:
-            made: Made = partial(_gathered, part.source, indices, part.form)
-        else:
+        made: Made
+        if part.source.wrapper_fn is not None:
             made = self._begin(part.source.__getitem__, indices, part.form)
+        elif part.source.kind == DENSE:
+            made = partial(self._dense, part.source, indices)
+        else:
+            made = partial(_gathered, part.source, indices, part.form)
         return made if part.name == "source" else partial(_named, part.name, made)
+
+    def _dense(self, one: Any, indices: Positions) -> Array:
+        """Samples of one shape as an array. Two threads copy what is large a third faster than one."""
+        values: Array = pool.empty((len(indices), *one.sample_shape), one.dtype)
+        if self._may_halve and values.nbytes >= _LARGE:
+            self._helper = self._helper or _executor(1)
+            middle = len(values) // 2
+            other = self._helper.submit(_fill, values[middle:], one, indices[middle:])
+            self._begun.append(other)
+            _fill(values[:middle], one, indices[:middle])
+            other.result()
+        else:
+            _fill(values, one, indices)
+        return values
 
     def _begin(self, read: Read, indices: Positions, form: Form) -> Made:
         """Read samples by all threads at once, and collate them."""
@@ -181,9 +201,25 @@ def _own(number: int, one: Any) -> Any:
     return copy(sample) if is_view and one.copy_before_wrapper_fn else sample
 
 
+def _executor(threads: int) -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor  # takes 10 ms to import
+
+    return ThreadPoolExecutor(threads, NAME)
+
+
+def _cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _fill(values: Array, one: Any, indices: Positions) -> None:
+    # Without a result: a future would keep it, and with it the memory of the batch.
+    one._gather(indices, LIST, lambda shape, _: values.reshape(shape))
+
+
 def _gathered(one: Any, indices: Positions, form: Form) -> Any:
-    """The stored samples of one map: of a dense one an array, of texts and bytes a list, in every layout."""
-    if one.kind in (DENSE, STRINGS, BYTES) or form.layout == LIST:
+    """The stored samples of one map: of texts and bytes a list, in every layout."""
+    if one.kind in (STRINGS, BYTES) or form.layout == LIST:
         return one._gather(indices, LIST, pool.empty)
     if form.layout == PADDED:
         return one._gather(indices, form.padding, pool.empty)

@@ -33,6 +33,18 @@ class Values:
     def __len__(self) -> int:
         return len(self._array)
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of the array."""
+        dtype: np.dtype[Any] = self._array.dtype
+        return dtype
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of every sample."""
+        shape: tuple[int, ...] = self._array.shape[1:]
+        return shape
+
     def __getitem__(self, i: int) -> Any:
         return self._array[i]
 

@@ -45,7 +45,8 @@ class Batches:
         batch_transform: A function of one whole batch.
         threads: How many threads call `transform` and `wrapper_fn`; the order stays. They help where functions
             release the GIL: decoding images, NumPy.
-        prefetch: How many batches the background thread makes ahead; 0 for no thread.
+        prefetch: How many batches the background thread makes ahead, with a second one that copies half of what is
+            large; 0 for no thread.
         readahead: How many batches before its turn the kernel is told to read one from the disk; `"auto"` does so as
             long as the disk is read.
         with_indices: Whether to get `(indices, batch)`: int64 `(b,)`, positions in the source.
@@ -172,7 +173,7 @@ class Batches:
         def will_need(indices: Positions) -> None:
             each(lambda field: field.will_need(indices), fields)
 
-        with Maker(fields, self._recipe, stopped) as maker:
+        with Maker(fields, self._recipe, stopped, may_halve=self._prefetch > 0) as maker:
             batches = advised(self._order.batches(epoch, start), will_need, self._readahead, self._warmth)
             begun = ((indices, maker.begin(indices)) for indices in batches)
             # While one batch is finished, the threads are at the next one already.

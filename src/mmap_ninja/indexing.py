@@ -68,10 +68,12 @@ def positions(index: Any, length: int) -> Positions:
         raise out_of_range(max(array.reshape(-1), key=abs), length)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise _wrong_type(index)
+    found: Positions = array.astype(np.int64)
+    if (found.view(np.uint64) < length).all():  # one comparison for both ends: negative numbers become huge ones
+        return found
     bad = (array < -length) | (array >= length)
     if bad.any():
         raise out_of_range(int(array[bad][0]), length)
-    found = array.astype(np.int64)
     return np.where(found < 0, found + length, found)
 
 

@@ -41,7 +41,7 @@ LEVELS: list[set[str]] = [
     {"dense", "ragged", "binary", "string", "views", "_view", "_windows", "_grid"},
     {"records"},
     {"sharded"},
-    {"generic", "numpy", "batches", "_batch", "_collate", "_fields", "_given"},
+    {"generic", "numpy", "batches", "_batch", "collate", "fields", "_given"},
     {"convert", "verify", "upgrade", "remote"},
     {"cli", "__main__", CORE},  # mmap_ninja/__init__.py gathers the public names, so it may import all of its own
     {"mmap_ninja_torch", "mmap_ninja_tf", "mmap_ninja_jax"},
@@ -77,12 +77,12 @@ SAME_LEVEL = {
         ("_windows", "_view"),
         ("_windows", "_grid"),
         ("batches", "_batch"),
-        ("batches", "_fields"),
+        ("batches", "fields"),
         ("batches", "_given"),
-        ("_batch", "_collate"),
-        ("_collate", "_fields"),
-        ("batches", "_collate"),
-        ("_batch", "_fields"),
+        ("_batch", "collate"),
+        ("collate", "fields"),
+        ("batches", "collate"),
+        ("_batch", "fields"),
         ("generic", "numpy"),  # open_existing gives dense maps as np_open_existing does
         ("cli", CORE),  # the version
         ("__main__", "cli"),

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmap_ninja import buffers
 from mmap_ninja._ahead import NAME, PATIENCE, is_ours
-from mmap_ninja._collate import PADDED, Form, collated
-from mmap_ninja._fields import Fields, each, like, named_parts
 from mmap_ninja._storage.manifest import BYTES, DENSE, STRINGS
 from mmap_ninja._taking import JAGGED, LIST
-from mmap_ninja.buffers import pool
+from mmap_ninja.collate import PADDED, Form, collated
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, SampleError, noted
-from mmap_ninja.gather import Array, Jagged
+from mmap_ninja.fields import Fields, each, like, named_parts
+from mmap_ninja.gather import Array, Empty, Jagged
 from mmap_ninja.indexing import Positions, integer
 
 if TYPE_CHECKING:
@@ -42,12 +42,13 @@ class Recipe:
     transform: Callable[[Any], Any] | None = None
     batch_transform: Callable[[Any], Any] | None = None
     threads: int = 1
+    empty: Empty = buffers.empty
 
     def __post_init__(self) -> None:
         self.form.check()
-        for name in ("transform", "batch_transform"):
+        for name in ("transform", "batch_transform", "empty"):
             function = getattr(self, name)
-            if function is not None and not callable(function):
+            if not callable(function) and (function is not None or name == "empty"):
                 raise ArgumentTypeError(f"{name} is {function!r}, expected a function")
         integer("threads", self.threads, 1)
 
@@ -125,12 +126,12 @@ class Maker:
         elif part.source.kind == DENSE:
             made = partial(self._dense, part.source, indices)
         else:
-            made = partial(_gathered, part.source, indices, part.form)
+            made = partial(_gathered, part.source, indices, part.form, self._recipe.empty)
         return made if part.name == "source" else partial(_named, part.name, made)
 
     def _dense(self, one: Any, indices: Positions) -> Array:
         """Samples of one shape as an array. Two threads copy what is large a third faster than one."""
-        values: Array = pool.empty((len(indices), *one.sample_shape), one.dtype)
+        values: Array = self._recipe.empty((len(indices), *one.sample_shape), one.dtype)
         if self._may_halve and values.nbytes >= _LARGE:
             self._helper = self._helper or _executor(1)
             middle = len(values) // 2
@@ -146,13 +147,13 @@ class Maker:
         """Read samples by all threads at once, and collate them."""
         numbers, read_some = indices.tolist(), partial(_read, read, self._stopped)
         if self._threads is None:
-            return partial(_collated, partial(read_some, numbers), indices, form)
+            return partial(_collated, partial(read_some, numbers), indices, form, self._recipe.empty)
         size = -(-len(numbers) // (_TASKS * self._recipe.threads))
         begun = [
             self._threads.submit(read_some, numbers[first : first + size]) for first in range(0, len(numbers), size)
         ]
         self._begun.extend(begun)
-        return partial(_collated, partial(_results, begun), indices, form)
+        return partial(_collated, partial(_results, begun), indices, form, self._recipe.empty)
 
 
 def _call(made: Made) -> Any:
@@ -186,8 +187,8 @@ def _results(parts: Sequence[Future[list[Any]]]) -> list[Any]:
     return list(chain.from_iterable(part.result() for part in parts))
 
 
-def _collated(samples: Made, indices: Positions, form: Form) -> Any:
-    return collated(samples(), indices, form, pool.empty)
+def _collated(samples: Made, indices: Positions, form: Form, empty: Empty) -> Any:
+    return collated(samples(), indices, form, empty)
 
 
 def _transformed(transform: Callable[[Any], Any], fields: Fields, number: int) -> Any:
@@ -217,13 +218,13 @@ def _fill(values: Array, one: Any, indices: Positions) -> None:
     one._gather(indices, LIST, lambda shape, _: values.reshape(shape))
 
 
-def _gathered(one: Any, indices: Positions, form: Form) -> Any:
+def _gathered(one: Any, indices: Positions, form: Form, empty: Empty) -> Any:
     """The stored samples of one map: of texts and bytes a list, in every layout."""
     if one.kind in (STRINGS, BYTES) or form.layout == LIST:
-        return one._gather(indices, LIST, pool.empty)
+        return one._gather(indices, LIST, empty)
     if form.layout == PADDED:
-        return one._gather(indices, form.padding, pool.empty)
-    batch = one._gather(indices, JAGGED, pool.empty)
+        return one._gather(indices, form.padding, empty)
+    batch = one._gather(indices, JAGGED, empty)
     return batch if form.layout == JAGGED else _stacked(batch, indices)
 
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 AnyPath = str | os.PathLike[str]
 WRITE_MODES = ("r+", "r+b", "rb+")
 _READ_MODES = ("r", "rb")
+PRIVATE = "c"  # copy-on-write, as NumPy calls it
 
 
 _OPENED_WITH = ("mode", "_folder", "_given_path", "wrapper_fn", "copy_before_wrapper_fn", "_keys")
@@ -93,9 +94,13 @@ class Reading(Indexed):
         self._change = threading.RLock()  # one change at a time through this handle
         _handles.add(self)
         try:
-            self._load(open_snapshot(self._folder, keys))
+            self._load(self._newest())
         except MapNotFoundError:
             self._load(None)
+
+    def _newest(self, **seen: Any) -> Snapshot:
+        """The newest state; with `id` and `length` of one that was seen, what there is of that."""
+        return open_snapshot(self._folder, self._keys, is_private=self.mode == PRIVATE, **seen)
 
     @property
     def out_dir(self) -> Path:
@@ -127,7 +132,7 @@ class Reading(Indexed):
             with self._change:
                 if self._written is not None:
                     id, length = self._written
-                    self._load(open_snapshot(self._folder, self._keys, id=id, length=length))
+                    self._load(self._newest(id=id, length=length))
         return self._snapshot
 
     def _refuse_if_closed(self) -> None:
@@ -145,7 +150,7 @@ class Reading(Indexed):
             return self._read(i)
 
         try:
-            self._load(Snapshot(self._folder, state, length))
+            self._load(Snapshot(self._folder, state, length, is_private=self.mode == PRIVATE))
         except MmapNinjaError:  # no descriptor is free, or others have changed the map already
             self._written = state.id, state.length if length is None else length
             self._read = self._stored = read
@@ -160,7 +165,7 @@ class Reading(Indexed):
         with self._change:
             self._refuse_if_closed()
             if self._snapshot is not None or find(self._folder, self._keys) is not None:
-                self._load(open_snapshot(self._folder, self._keys))
+                self._load(self._newest())
 
     def _pinned(self) -> Any:
         """A handle to read the state that this one sees now, whatever becomes of this one."""
@@ -345,8 +350,11 @@ def folder_of(path: AnyPath) -> str:
 
 def check_mode(mode: str) -> str:
     """Refuse a mode that no map has."""
-    if mode not in _READ_MODES + WRITE_MODES:
-        raise ArgumentError(f"mode is {mode!r}, expected 'r' to read or 'r+' to assign in place as well")
+    if mode not in (*_READ_MODES, *WRITE_MODES, PRIVATE):
+        raise ArgumentError(
+            f"mode is {mode!r}, expected 'r' to read, 'r+' to assign in place as well, or 'c' for samples of which the "
+            "process may change its own copy"
+        )
     return mode
 
 
@@ -395,7 +403,7 @@ def _reopen(cls: type[Any], folder: str, options: Mapping[str, Any], seen: tuple
     except MapKindError as error:
         raise MapChangedError(f"the map at {folder} was replaced since this handle was made: {error}") from error
     id, length = seen or (None, 0)
-    opened._load(None if id is None else open_snapshot(folder, opened._keys, id=id, length=length))
+    opened._load(None if id is None else opened._newest(id=id, length=length))
     return opened
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+from mmap_ninja import buffers
 from mmap_ninja._ahead import Ahead
 from mmap_ninja._batch import Maker, Recipe, parts
-from mmap_ninja._collate import Form
-from mmap_ninja._fields import Fields, each, leaves, length, opened
 from mmap_ninja._given import GivenOrder
 from mmap_ninja._readahead import Warmth, advised, behind, check_readahead
+from mmap_ninja.collate import Form
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapChangedError, noted
+from mmap_ninja.fields import Fields, each, leaves, length, opened
+from mmap_ninja.gather import Empty
 from mmap_ninja.indexing import Positions, integer
 from mmap_ninja.order import Order, ReaderShard
+
+T = TypeVar("T")
 
 _ALONE = ReaderShard()  # the only reader
 
@@ -50,6 +54,7 @@ class Batches:
         readahead: How many batches before its turn the kernel is told to read one from the disk; `"auto"` does so as
             long as the disk is read.
         with_indices: Whether to get `(indices, batch)`: int64 `(b,)`, positions in the source.
+        empty: Makes the arrays that are filled and handed out, as `np.empty` does; by default `buffers.empty`.
 
     Arrays are of the batch alone, and writable: they are not used again as long as anything refers to them. Memory
     of batches that are gone is. Iterating gives one epoch and then stands at the start of the next; an iteration that
@@ -87,8 +92,9 @@ class Batches:
         prefetch: int = 2,
         readahead: int | str = "auto",
         with_indices: bool = False,
+        empty: Empty = buffers.empty,
     ) -> None:
-        self._recipe = Recipe(Form(layout, pad_value), transform, batch_transform, threads)
+        self._recipe = Recipe(Form(layout, pad_value), transform, batch_transform, threads, empty)
         self._prefetch = integer("prefetch", prefetch, 0, what="a number of batches")
         self._readahead = check_readahead(readahead)
         self._warmth = Warmth()
@@ -125,6 +131,17 @@ class Batches:
 
     def __iter__(self) -> Iterator[Any]:
         return self._order.through(self._from)
+
+    def through(self, convert: Callable[[Iterator[Any]], Iterator[T]]) -> Iterator[T]:
+        """Iterate over `convert(batches)`: what it gives for each batch, in their order.
+
+        It may take batches ahead, to send them to a device, say: only what has come out of it counts as handed out.
+
+        >>> import numpy as np
+        >>> list(Batches(np.arange(4), 2).through(lambda batches: (batch.sum() for batch in batches)))
+        [np.int64(1), np.int64(5)]
+        """
+        return self._order.through(lambda epoch, start: convert(self._from(epoch, start)))
 
     def __repr__(self) -> str:
         return f"Batches({self._order!r}, layout={self._recipe.form.layout!r})"

@@ -98,3 +98,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_anew)
 
 pool = Pool()  # one for the process: each further one would have pages of its own to be faulted in
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> Array:
+    """An array from the pool of the process, as `np.empty` makes one."""
+    return pool.empty(shape, dtype)

@@ -127,10 +127,10 @@ class MakingContract(KindContract):
         assert not path.exists()
 
     def test_unknown_mode_is_refused_before_anything_is_made(self, path):
-        with pytest.raises(ArgumentError, match="mode is 'w', expected 'r' to read or 'r\\+' to assign"):
+        with pytest.raises(ArgumentError, match="mode is 'w', expected 'r' to read, 'r\\+' to assign"):
             self.make(path, mode="w")
         assert not path.exists()
-        with pytest.raises(ArgumentError, match="mode is 'w', expected 'r' to read or 'r\\+' to assign"):
+        with pytest.raises(ArgumentError, match="mode is 'w', expected 'r' to read, 'r\\+' to assign"):
             self.kind(path, mode="w")
 
     def test_progress_bar_knows_the_total(self, path, capsys):

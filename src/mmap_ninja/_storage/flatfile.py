@@ -22,6 +22,7 @@ BLOCK = 1 << 20  # bytes under one checksum
 
 _LENGTH_DIGITS = 20  # as wide as the first axis can get, so that the header is rewritten in place
 _MAP_OPTIONS = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # else the kernel refuses what is larger than the memory
 
 
 def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
@@ -41,7 +42,7 @@ def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 
 
 class MappedFile:
-    """The committed bytes of one file, mapped read-only.
+    """The committed bytes of one file, mapped read-only, or privately: then they may be written to, in memory alone.
 
     `bytes` begins after the header, and slices of it are views. `whole` begins `offset` bytes before that, and its
     slices are copies: for small ones that are needed as `bytes` anyway, the fastest way. The size is checked
@@ -50,7 +51,7 @@ class MappedFile:
 
     __slots__ = ("_map", "bytes", "offset", "whole")
 
-    def __init__(self, folder: str, file: File) -> None:
+    def __init__(self, folder: str, file: File, *, is_private: bool = False) -> None:
         self._map, self.offset, self.bytes = None, file.offset, memoryview(b"")
         self.whole: mmap.mmap | bytes = b""
         if file.end == 0:  # nothing was committed; the file need not be there
@@ -61,7 +62,7 @@ class MappedFile:
             if size < file.end:
                 raise MapCorruptError(f"{path} has {size} bytes, expected at least {file.end}")
             with disk.explained(path, "map this part of a map"):
-                self._map = mmap.mmap(fd, file.end, access=mmap.ACCESS_READ, **_MAP_OPTIONS)
+                self._map = mmap.mmap(fd, file.end, **_access(is_private), **_MAP_OPTIONS)
         except (OverflowError, ValueError) as error:
             raise MapCorruptError(f"{path} cannot be mapped: {error}") from error
         finally:
@@ -79,6 +80,15 @@ class MappedFile:
             if start < stop:
                 with suppress(OSError):  # it is a hint
                     self._map.madvise(advice, first, self.offset + stop - first)
+
+
+def _access(is_private: bool) -> dict[str, int]:
+    """How to map a file."""
+    if not is_private:
+        return {"access": mmap.ACCESS_READ}
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+        return {"access": mmap.ACCESS_COPY}
+    return {"flags": mmap.MAP_PRIVATE | _NORESERVE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
 
 
 def appended(file: File, chunks: Sequence[Buffer]) -> tuple[File, bytes]:

@@ -59,16 +59,20 @@ _NOTHING = MappedFile("", File(""))
 class Snapshot:
     """The files of one state, mapped. Opening costs the same for any number of samples.
 
-    `length` may be less than the state has: a handle that was pickled keeps seeing what it saw.
+    `length` may be less than the state has: a handle that was pickled keeps seeing what it saw. The data of a private
+    one may be written to, which changes no file.
     """
 
     __slots__ = ("data", "dictionary", "folder", "index", "length", "manifest", "view")
 
-    def __init__(self, folder: str, manifest: Manifest, length: int | None = None) -> None:
+    def __init__(self, folder: str, manifest: Manifest, length: int | None = None, *, is_private: bool = False) -> None:
         self.folder, self.manifest = folder, manifest
         self.view: Any = None  # what a kind of map has made of the data
         self.length = manifest.length if length is None else length
-        files = {role: MappedFile(folder, file) for role, file in manifest.files.items()}
+        files = {
+            role: MappedFile(folder, file, is_private=is_private and role == DATA)
+            for role, file in manifest.files.items()
+        }
         self.data = files.get(DATA, _NOTHING)
         self.index = _open_index(manifest, {role: file.bytes for role, file in files.items()}, self.length)
         self.dictionary = bytes(files[DICTIONARY].bytes) if DICTIONARY in files else None
@@ -96,6 +100,7 @@ def open_snapshot(
     state: Manifest | None = None,
     id: str | None = None,
     length: int | None = None,
+    is_private: bool = False,
 ) -> Snapshot:
     """Open the newest state of a map for reading (or `state`, if it was read already); writes nothing, locks nothing.
 
@@ -109,7 +114,7 @@ def open_snapshot(
         if id is not None and (manifest.id != id or manifest.length < (length or 0)):
             raise MapChangedError(f"the map at {folder} was replaced since this handle was made; open it again")
         try:
-            return _opened(folder, manifest, length)
+            return _opened(folder, manifest, length, is_private)
         except FileNotFoundError as error:  # replaced between the two reads, or damaged
             newest = find(folder, keys) if state is None else state
             if newest == manifest:
@@ -117,14 +122,14 @@ def open_snapshot(
             manifest = newest
 
 
-def _opened(folder: str, manifest: Manifest, length: int | None) -> Snapshot:
+def _opened(folder: str, manifest: Manifest, length: int | None, is_private: bool) -> Snapshot:
     """The files of a state. Nothing of an unfinished one was synced: after a reboot its checksums are compared."""
     if manifest.building is None or (manifest.building.boot_id is not None and manifest.building.boot_id == boot_id()):
-        return Snapshot(folder, manifest, length)
+        return Snapshot(folder, manifest, length, is_private=is_private)
     try:
         for file in manifest.files.values():
             check_blocks(folder, file)
-        return Snapshot(folder, manifest, length)
+        return Snapshot(folder, manifest, length, is_private=is_private)
     except (MapCorruptError, FileNotFoundError) as error:
         if read_json(folder, BUILDING) != manifest:  # finished, or begun anew, meanwhile
             raise

@@ -1,4 +1,7 @@
-"""What batches are made of: one map, or a dict or tuple of maps, whose samples are dicts or tuples then."""
+"""What batches are made of: one map, or a dict or tuple of maps, whose samples are dicts or tuples then.
+
+For whoever makes something of them, as the adapters do: `opened` takes all sources that `Batches` takes.
+"""
 
 from __future__ import annotations
 
@@ -48,6 +51,10 @@ class Values:
     def __getitem__(self, i: int) -> Any:
         return self._array[i]
 
+    def take(self, indices: Any, out: Any = None) -> Any:
+        """Many samples as an array of their own, `out` if there is one."""
+        return np.take(self._array, indices, axis=0, out=out)
+
     def _gather(self, indices: Positions, layout: Layout, empty: Empty) -> Any:
         return gather.dense(np.asarray(self._array), indices, empty)
 
@@ -61,19 +68,19 @@ class Values:
         """It is no map."""
 
 
-def opened(source: Any, where: str = "source") -> Fields:
-    """The same with paths opened as maps, and arrays as something that reads like one."""
+def opened(source: Any, where: str = "source", mode: str = "r") -> Fields:
+    """The same with paths opened as maps in this mode, and arrays as something that reads like one."""
     if isinstance(source, str | os.PathLike):
-        return open_map(source)
+        return open_map(source, mode=mode)
     if isinstance(source, Mmap | View):
         return source
     is_masked = isinstance(source, np.ma.MaskedArray)
     if isinstance(source, np.ndarray) and source.ndim and not source.dtype.hasobject and not is_masked:
         return Values(source)
     if isinstance(source, Mapping) and source:
-        return {key: opened(part, f"{where}[{key!r}]") for key, part in source.items()}
+        return {key: opened(part, f"{where}[{key!r}]", mode) for key, part in source.items()}
     if isinstance(source, tuple) and source:
-        return like(source, [opened(part, f"{where}[{k}]") for k, part in enumerate(source)])
+        return like(source, [opened(part, f"{where}[{k}]", mode) for k, part in enumerate(source)])
     raise ArgumentTypeError(
         f"{where} is {source!r:.100}, expected a map, a view or the path of one, an array, or a dict or tuple of those"
     )
@@ -95,6 +102,14 @@ def each(function: Callable[[Any], Any], fields: Fields) -> Any:
     if isinstance(fields, tuple):
         return like(fields, [each(function, part) for part in fields])
     return function(fields)
+
+
+def each_named(function: Callable[[str, Any], Any], fields: Fields, name: str = "source") -> Any:
+    """The same of a function that also gets the name of each map, as an error calls it."""
+    if isinstance(fields, dict | tuple):
+        made = {key: each_named(function, part, f"{name}[{key!r}]") for key, part in named_parts(fields)}
+        return made if isinstance(fields, dict) else like(fields, made.values())
+    return function(name, fields)
 
 
 def like(given: tuple[Any, ...], parts: Iterable[Any]) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Samples that a function has made, put together to a batch."""
+"""Samples that are in memory, put together to a batch: what a function has made, or a loader of others."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 
 from mmap_ninja import gather, lossless
 from mmap_ninja._encode import joined
-from mmap_ninja._fields import like, named_parts
 from mmap_ninja._taking import JAGGED, LIST, Padding
 from mmap_ninja.errors import ArgumentError, SampleError, SampleTypeError
+from mmap_ninja.fields import like, named_parts
 from mmap_ninja.gather import Array, Empty, Slices
 from mmap_ninja.indexing import Positions
 
@@ -25,15 +25,17 @@ LAYOUTS = (LIST, STACK, PADDED, JAGGED)
 class Form:
     """The layout and the padding of a batch; each may be a dict or tuple with an entry for a part of the batch.
 
-    Parts without an entry have the defaults. Raises `ArgumentError` for an entry that no part has.
+    Parts without an entry have the layout `rest`, padded with 0. Raises `ArgumentError` for an entry that no part has.
     """
 
     layout: Any = LIST
     pad_value: Any = 0
+    rest: str = LIST
 
     def part(self, keys: Iterable[Any], key: Any) -> Form:
         """The form of one part of a batch that has parts with these keys."""
-        return Form(_entry("layout", self.layout, keys, key, LIST), _entry("pad_value", self.pad_value, keys, key, 0))
+        layout = _entry("layout", self.layout, keys, key, self.rest)
+        return Form(layout, _entry("pad_value", self.pad_value, keys, key, 0), self.rest)
 
     def check(self) -> None:
         """Refuse layouts that there are not, and padding where nothing is padded."""

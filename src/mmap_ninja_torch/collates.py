@@ -1,0 +1,104 @@
+"""Batches of samples that differ in size, for a stock DataLoader: `DataLoader(..., collate_fn=pad_collate())`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from mmap_ninja import Padding
+from mmap_ninja.buffers import empty
+from mmap_ninja.collate import Form, collated
+from mmap_ninja.fields import like, named_parts
+from mmap_ninja_torch import convert
+
+Collate = Callable[[Sequence[Any]], Any]
+
+
+def pad_collate(
+    padding_value: Any = 0,
+    *,
+    length: int | Sequence[int | None] | None = None,
+    side: str = "right",
+    multiple_of: int | Sequence[int | None] | None = None,
+    buckets: Sequence[int] | None = None,
+) -> Collate:
+    """A `collate_fn` that fills samples up to one shape: `Padded(values, lengths, shapes)` of tensors.
+
+    `values` is `(b, *shape)`, on each axis as long as the longest sample of the batch, or as `take_padded` of a map has
+    it by the same options; `lengths` is int64 `(b,)`, `shapes` int64 `(b, ndim)`. Dicts and tuples are collated part by
+    part; if `padding_value` is one too, the parts that it has a value for are padded, all others stacked. Numbers and
+    tensors of no axis are always stacked, texts and bytes become a list. Raises `SampleError` for samples that differ
+    in dtype or in their number of axes.
+
+    Examples:
+        >>> import torch
+        >>> samples = [(torch.tensor([1, 2]), torch.zeros(4)), (torch.tensor([3]), torch.ones(4))]
+        >>> batch = pad_collate((-1,))(samples)
+        >>> batch[0].values.tolist(), batch[0].lengths.tolist(), batch[1].shape
+        ([[1, 2], [3, -1]], [2, 1], torch.Size([2, 4]))
+    """
+
+    def padding(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: padding(part) for key, part in value.items()}
+        if isinstance(value, tuple):
+            return like(value, map(padding, value))
+        return value if isinstance(value, Padding) else Padding(value, length, side, multiple_of, buckets)
+
+    def layout(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: layout(part) for key, part in value.items()}
+        return like(value, map(layout, value)) if isinstance(value, tuple) else "padded"
+
+    return _Collate(Form(layout(padding_value), padding(padding_value), rest="stack"))
+
+
+def jagged_collate(samples: Sequence[Any]) -> Any:
+    """A `collate_fn` that makes nested tensors in layout `torch.jagged`, ragged on the first axis of a sample.
+
+    Dicts and tuples are collated part by part; tensors of no axis and numbers are stacked, texts and bytes become a
+    list. Raises `SampleError` for samples that differ on another axis, too.
+
+    Examples:
+        >>> import torch
+        >>> batch = jagged_collate([torch.tensor([1, 2]), torch.tensor([3])])
+        >>> batch.values().tolist(), batch.offsets().tolist()
+        ([1, 2, 3], [0, 2, 3])
+    """
+    return _Collate(Form("jagged"))(samples)
+
+
+def list_collate(samples: Sequence[Any]) -> Any:
+    """A `collate_fn` that makes lists, of any shapes; tensors of no axis and numbers are stacked.
+
+    Dicts and tuples are collated part by part: images and labels become a list of images and a tensor of labels.
+
+    Examples:
+        >>> import torch
+        >>> list_collate([(torch.zeros(2), 7), (torch.zeros(1), 8)])
+        ([tensor([0., 0.]), tensor([0.])], tensor([7, 8]))
+    """
+    first = samples[0]
+    if isinstance(first, Mapping | tuple):
+        parts = {key: list_collate([sample[key] for sample in samples]) for key, _ in named_parts(first)}
+        return parts if isinstance(first, Mapping) else like(first, parts.values())
+    is_number = isinstance(first, bool | int | float | complex | np.number | np.bool_)
+    return default_collate(list(samples)) if is_number or _is_scalar(first) else list(samples)
+
+
+def _is_scalar(sample: Any) -> bool:
+    return isinstance(sample, Tensor) and sample.ndim == 0
+
+
+@dataclass(frozen=True)
+class _Collate:
+    form: Form
+
+    def __call__(self, samples: Sequence[Any]) -> Any:
+        made = collated([convert.arrays(sample) for sample in samples], np.arange(len(samples)), self.form, empty)
+        return convert.batch(made, self.form)

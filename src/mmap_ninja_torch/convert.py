@@ -1,0 +1,175 @@
+"""Arrays of NumPy as tensors, and back. Nothing else here knows how the two share memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmap_ninja.collate import Form
+from mmap_ninja.errors import ArgumentTypeError, SampleError
+from mmap_ninja.fields import like, named_parts
+from mmap_ninja.gather import Jagged
+from mmap_ninja.gather import Padded as PaddedArrays
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+TEXTS = "strings", "bytes"  # the kinds of maps whose samples stay what they are
+
+
+class Padded(NamedTuple):
+    """Samples in one tensor `values` of shape `(b, *shape)`, which each of them fits into.
+
+    `lengths` is int64 `(b,)`, the length of each sample (1 for scalars); `shapes` int64 `(b, ndim)`.
+    """
+
+    values: Tensor
+    lengths: Tensor
+    shapes: Tensor
+
+
+def torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
+    """The dtype of tensors that hold these values. Raises `ArgumentTypeError` where torch has none."""
+    return tensor(np.empty(0, dtype)).dtype
+
+
+def tensor(array: Array) -> Tensor:
+    """A tensor of the array's memory, which it keeps; of a copy where the byte order is not the machine's.
+
+    The dtypes of `ml_dtypes` that torch has under the same name (bfloat16, float8_e4m3fn) go over bit by bit. Raises
+    `ArgumentTypeError` for a dtype that torch lacks.
+    """
+    dtype = array.dtype
+    if not dtype.isnative:
+        array = array.astype(dtype.newbyteorder("="))
+    found = getattr(torch, dtype.name, None) if dtype.kind == "V" and dtype.names is None else None
+    if isinstance(found, torch.dtype):
+        return torch.from_numpy(array.view(f"u{dtype.itemsize}")).view(found)
+    try:
+        return torch.from_numpy(array)
+    except TypeError:
+        raise ArgumentTypeError(
+            f"torch has no dtype for {dtype}; give a wrapper_fn, a function of one sample as NumPy has it that makes "
+            "what torch knows of it"
+        ) from None
+
+
+def sample(value: Any, dtype: np.dtype[Any] | None = None) -> Any:
+    """One sample as a tensor; texts and bytes, and what is no array and no number, as they are.
+
+    An array gives its memory. `dtype` is that of the map, for the scalars that are Python's.
+    """
+    if isinstance(value, np.ndarray):
+        return tensor(value)
+    if isinstance(value, np.generic):
+        return tensor(np.array(value))
+    if isinstance(value, bool | int | float | complex) and dtype is not None:
+        return tensor(np.array(value, dtype))
+    return value
+
+
+def samples(value: Any, dtypes: Any) -> Any:
+    """The same for dicts and tuples of samples, of maps of these dtypes."""
+    if isinstance(dtypes, dict):
+        return {key: samples(value[key], part) for key, part in dtypes.items()}
+    if isinstance(dtypes, tuple):
+        return like(value, map(samples, value, dtypes))
+    return sample(value, dtypes)
+
+
+def dtype_of(name: str, field: Any) -> np.dtype[Any] | None:
+    """The dtype of a map whose samples become tensors, else None. Raises `ArgumentTypeError` if torch has none."""
+    if field.wrapper_fn is not None or field.kind in TEXTS:
+        return None
+    dtype: np.dtype[Any] = field.dtype
+    try:
+        torch_dtype(dtype)
+    except ArgumentTypeError as error:
+        raise ArgumentTypeError(f"{name}: {error}") from None
+    return dtype
+
+
+def arrays(value: Any) -> Any:
+    """The tensors in dicts and tuples as arrays of their memory."""
+    if isinstance(value, Tensor):
+        return _array(value)
+    if isinstance(value, Mapping):
+        return {key: arrays(part) for key, part in value.items()}
+    if isinstance(value, tuple):
+        return like(value, map(arrays, value))
+    return value
+
+
+def _array(one: Tensor) -> Array:
+    one = one.detach()
+    try:
+        return one.numpy()
+    except TypeError:  # NumPy has no bfloat16 by itself
+        import ml_dtypes
+
+        name = str(one.dtype).removeprefix("torch.")
+        return one.view(getattr(torch, f"uint{8 * one.element_size()}")).numpy().view(getattr(ml_dtypes, name))
+
+
+def batch(value: Any, form: Form) -> Any:
+    """A batch of NumPy's as one of tensors.
+
+    `Padded` keeps its name; `Jagged` becomes a nested tensor, or a list of tensors where the layout is `"list"`.
+    """
+    if isinstance(value, Jagged):
+        return split(value) if form.layout == "list" else nested(value)
+    if isinstance(value, PaddedArrays):
+        return Padded(*map(tensor, value))
+    if isinstance(value, np.ndarray):
+        return tensor(value)
+    if isinstance(value, list):
+        return [sample(one if _is_owned(one) else np.array(one)) for one in value]
+    if isinstance(value, Mapping | tuple):
+        keys = [key for key, _ in named_parts(value)]
+        parts = {key: batch(part, form.part(keys, key)) for key, part in named_parts(value)}
+        return parts if isinstance(value, Mapping) else like(value, parts.values())
+    return value
+
+
+def _is_owned(one: Any) -> bool:
+    return not isinstance(one, np.ndarray) or one.flags.writeable
+
+
+def split(value: Jagged) -> list[Tensor]:
+    """Samples that lie end to end as tensors of their own shapes, all of them parts of one memory."""
+    sizes = np.diff(value.offsets).tolist()
+    parts = tensor(value.values).split_with_sizes(sizes)
+    if value.shapes.shape[1] == 1 and (value.shapes >= 0).all():
+        return list(parts)
+    shapes = ([size for size in shape if size >= 0] for shape in value.shapes.tolist())
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def nested(value: Jagged) -> Tensor:
+    """Samples that lie end to end as a nested tensor in layout `torch.jagged`, without a copy.
+
+    It is `(b, j, *inner)`, where only the first axis of a sample may be of any length. Raises `SampleError` for
+    samples that differ on another axis too, or are scalars.
+    """
+    shapes = value.shapes
+    if shapes.shape[1] == 0 or (shapes < 0).any():
+        raise SampleError('a nested tensor is made of samples of one number of axes, not of scalars; layout="list" is')
+    inner, lengths = shapes[0, 1:], shapes[:, 0]
+    other = np.flatnonzero((shapes[:, 1:] != inner).any(axis=1))
+    if len(other):
+        one, two = (tuple(shapes[k].tolist()) for k in (0, other[0]))
+        raise SampleError(
+            f"samples of shapes {one} and {two} differ on more than their first axis, and a nested tensor has one "
+            'ragged axis; layout="padded" or "list" takes them'
+        )
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return torch.nested.nested_tensor_from_jagged(
+        tensor(value.values).view(int(offsets[-1]), *inner.tolist()),
+        tensor(offsets),
+        min_seqlen=int(lengths.min()),
+        max_seqlen=int(lengths.max()),
+    )

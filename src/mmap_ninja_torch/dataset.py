@@ -1,0 +1,136 @@
+"""Maps as a map-style dataset, for a DataLoader and all that is built on one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy as shallow_copy
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from mmap_ninja import buffers
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError
+from mmap_ninja.fields import Fields, each, length, like, named_parts, opened
+from mmap_ninja_torch import convert
+
+Function = Callable[[Any], Any]
+
+
+class MmapDataset(Dataset[Any]):
+    """The samples of a map, or of several side by side, as tensors.
+
+    Args:
+        source: The path of a map, a map or a view of one, an array in memory, or a dict or tuple of those of one
+            length, whose samples are dicts or tuples.
+        wrapper_fn: A function of one stored sample as NumPy has it (an array of its own, a str, bytes), called instead
+            of the conversion to a tensor; for dicts and tuples one with a function for each part that has one.
+        transform: A function of a whole sample, after that conversion.
+        copy: Whether tensors have memory of their own. If not, they are views of the mapped file, which is mapped
+            privately: what is written to a tensor changes what this process reads from this dataset from then on,
+            never the file, and takes memory page by page.
+
+    Arrays become tensors of the same shape and dtype (in the byte order of the machine, bfloat16 and float8 included),
+    numbers tensors of no axis; texts stay `str`, bytes `bytes`. Needs no `worker_init_fn`: pickled it is a path, and a
+    worker, forked or spawned, opens the maps anew and sees the same samples. Texts and bytes do nothing for `copy`.
+
+    Raises `MapNotFoundError`, `MapCorruptError`, `ArgumentError` (fields of unequal length), `ArgumentTypeError` (a
+    dtype that torch lacks, which names `wrapper_fn`), `SampleIndexError`; in a worker `MapChangedError` if a map was
+    replaced since.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mmap_ninja import RaggedMmap
+        >>> _ = RaggedMmap.from_lists("rows", [np.arange(2), np.arange(3)])
+        >>> dataset = MmapDataset({"tokens": "rows", "label": np.array([7, 8])})
+        >>> dataset[1]
+        {'tokens': tensor([0, 1, 2]), 'label': tensor(8)}
+    """
+
+    def __init__(
+        self, source: Any, wrapper_fn: Any = None, transform: Function | None = None, *, copy: bool = True
+    ) -> None:
+        self._fields: Fields = opened(source, mode="r" if copy else "c")
+        self._length = length(self._fields)
+        if transform is not None and not callable(transform):
+            raise ArgumentTypeError(f"transform is {transform!r}, expected a function")
+        self._transform = transform
+        self._columns = _columns("source", self._fields, wrapper_fn, copy)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Any:
+        """One sample; negative numbers count from the end."""
+        columns = self._columns
+        sample = columns.read(index) if type(columns) is _Column else each(lambda column: column.read(index), columns)
+        return sample if self._transform is None else self._transform(sample)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Many samples at once, which is how a DataLoader reads a batch. They share memory."""
+        samples = _rows(each(lambda column: column.read_many(indices), self._columns))
+        return samples if self._transform is None else list(map(self._transform, samples))
+
+    def __repr__(self) -> str:
+        return f"MmapDataset({self._fields!r})"
+
+
+class _Column:
+    """How the samples of one map become tensors."""
+
+    def __init__(self, name: str, field: Any, wrapper_fn: Function | None, is_copied: bool) -> None:
+        if wrapper_fn is not None and not callable(wrapper_fn):
+            raise ArgumentTypeError(f"wrapper_fn for {name} is {wrapper_fn!r}, expected a function")
+        self._field, self._wrapper_fn, self._is_copied = field, wrapper_fn, is_copied
+        self._dtype = None if wrapper_fn is not None else convert.dtype_of(name, field)
+        if not is_copied and self._dtype is not None:
+            _check_private(name, field)
+
+    def read(self, index: int) -> Any:
+        value = self._field[index]
+        if isinstance(value, np.ndarray) and (self._is_copied or not value.flags.writeable):
+            value = value.copy()
+        elif self._wrapper_fn is not None:
+            value = shallow_copy(value)
+        return convert.sample(value, self._dtype) if self._wrapper_fn is None else self._wrapper_fn(value)
+
+    def read_many(self, indices: Sequence[int]) -> list[Any]:
+        field = self._field
+        if self._dtype is None or not self._is_copied:
+            return [self.read(index) for index in indices]
+        if not hasattr(field, "sample_shape"):
+            return convert.split(field.take_jagged(indices))
+        values = buffers.empty((len(indices), *field.sample_shape), self._dtype)
+        return list(convert.tensor(field.take(indices, out=values)))
+
+
+def _columns(name: str, fields: Fields, wrapper_fn: Any, is_copied: bool) -> Any:
+    """A `_Column` for each map, in the same dicts and tuples."""
+    if not isinstance(fields, dict | tuple):
+        return _Column(name, fields, wrapper_fn, is_copied)
+    if wrapper_fn is not None and not isinstance(wrapper_fn, Mapping | tuple):
+        raise ArgumentTypeError(
+            f"wrapper_fn is {wrapper_fn!r}, but source is a dict or tuple: give one with a function for each part that "
+            "needs one; transform gets the whole sample"
+        )
+    given, parts = dict(named_parts(wrapper_fn or {})), dict(named_parts(fields))
+    if unknown := [key for key in given if key not in parts]:
+        raise ArgumentError(f"wrapper_fn has a function for {unknown[0]!r}, but the parts of source are {list(parts)}")
+    made = {key: _columns(f"{name}[{key!r}]", part, given.get(key), is_copied) for key, part in parts.items()}
+    return made if isinstance(fields, dict) else like(fields, made.values())
+
+
+def _check_private(name: str, field: Any) -> None:
+    sample = field[0] if len(field) else None
+    if isinstance(sample, np.ndarray) and not sample.flags.writeable:
+        raise ArgumentError(f'copy=False needs paths, or maps that were opened with mode="c"; {name} is none')
+
+
+def _rows(parts: Any) -> list[Any]:
+    """The samples, made of dicts and tuples of lists of their parts."""
+    if isinstance(parts, dict):
+        return [dict(zip(parts, row, strict=True)) for row in zip(*map(_rows, parts.values()), strict=True)]
+    if isinstance(parts, tuple):
+        return [like(parts, row) for row in zip(*map(_rows, parts), strict=True)]
+    samples: list[Any] = parts
+    return samples

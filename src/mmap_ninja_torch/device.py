@@ -1,0 +1,105 @@
+"""Batches on their way to another device."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmap_ninja.buffers import empty
+from mmap_ninja.fields import like
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def device_of(device: Any) -> torch.device | None:
+    """The device that was meant, None where batches stay where they are made."""
+    if device is None or torch.device(device).type == "cpu":
+        return None
+    return torch.empty(0, device=device).device  # with its number
+
+
+def memory(pin_memory: bool | None, device: torch.device | None) -> Callable[[tuple[int, ...], np.dtype[Any]], Array]:
+    """What makes the arrays that batches are gathered into: of pinned memory, if asked for or of use."""
+    if pin_memory is None:
+        pin_memory = device is not None and device.type == "cuda"
+    if pin_memory and not torch.cuda.is_available():
+        warnings.warn("pin_memory=True does nothing: there is no CUDA device here", stacklevel=3)
+        return empty
+    return pinned if pin_memory else empty
+
+
+def pinned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """An uninitialised array of pinned memory, as `np.empty` makes one.
+
+    It is torch's own allocator that keeps the memory for the next batch: it knows which copies are still under way.
+    """
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy().view(dtype).reshape(shape)
+
+
+def sent(batches: Iterator[Any], device: torch.device) -> Generator[Any, None, None]:
+    """The same batches on a device; on CUDA, each is copied while its predecessor is in use."""
+    if device.type == "cuda":
+        yield from _ahead(batches, device)
+    else:
+        for batch in batches:
+            yield _each_tensor(lambda tensor: tensor.to(device), batch)
+
+
+def _ahead(batches: Iterator[Any], device: torch.device) -> Generator[Any, None, None]:
+    side: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    under_way: deque[tuple[Any, Any]] = deque()  # copies, and the memory that they read from
+
+    def copied(batch: Any) -> tuple[Any, Any]:
+        while under_way and under_way[0][0].query():
+            under_way.popleft()
+        with torch.cuda.stream(side):
+            there = _each_tensor(lambda tensor: tensor.to(device, non_blocking=True), batch)
+            event = side.record_event()
+        under_way.append((event, batch))
+        return there, event
+
+    def handed_out(there: Any, event: Any) -> Any:
+        stream = torch.cuda.current_stream(device)
+        stream.wait_event(event)
+        # Its memory belongs to the other stream, which must not use it again before this one is through with it.
+        return _each_tensor(partial(_used_by, stream), there)
+
+    try:
+        before = None
+        for batch in batches:
+            now = copied(batch)
+            if before is not None:
+                yield handed_out(*before)
+            before = now
+            del now
+        if before is not None:
+            yield handed_out(*before)
+    finally:
+        side.synchronize()
+
+
+def _used_by(stream: Any, tensor: Tensor) -> Tensor:
+    tensor.record_stream(stream)
+    return tensor
+
+
+def _each_tensor(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """What the function makes of each tensor in lists, dicts and tuples, in the same ones."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: _each_tensor(function, part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_each_tensor(function, part) for part in value]
+    if isinstance(value, tuple):
+        return like(value, [_each_tensor(function, part) for part in value])
+    return value

@@ -1,0 +1,169 @@
+"""Batches of tensors from any map, without worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from mmap_ninja import Batches, ReaderShard
+from mmap_ninja.collate import Form
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError
+from mmap_ninja.fields import Fields, each_named, like, named_parts, opened
+from mmap_ninja.indexing import integer
+from mmap_ninja_torch import convert
+from mmap_ninja_torch import device as devices
+from mmap_ninja_torch.process import reader_shard
+
+Function = Callable[[Any], Any]
+
+
+class MmapLoader:
+    """Batches of a map, or of several side by side, as tensors, epoch after epoch.
+
+    A background thread gathers them ahead; there are no worker processes, no start-up and no shared memory.
+
+    Args:
+        source: The path of a map, a map or a view of one, an array in memory, or a dict or tuple of those of one
+            length; batches are dicts or tuples then.
+        batch_size: Samples a batch, of this process.
+        shuffle: Whether each epoch comes in an order of its own, which (seed, epoch) decide.
+        seed: 0 to 2**64 - 1; the same for all ranks.
+        drop_last: Whether to leave out the last batch if it is incomplete.
+        layout: What becomes of samples of several sizes: `"list"` (of tensors), `"padded"` (`Padded(values, lengths,
+            shapes)` of tensors), `"jagged"` (a nested tensor, which may be ragged on the first axis of a sample) or
+            `"stack"` (one tensor; refuses samples that differ in shape). Samples of a dense map are always one tensor
+            `(b, *sample_shape)`, texts and bytes a list. By default `"list"`, and `"stack"` for what `transform`
+            returns. A dict or tuple gives the parts of a batch layouts of their own.
+        padding_value: What `"padded"` fills up with; or a `Padding`, which has all options of `take_padded`; or a dict
+            or tuple of those.
+        transform: A function of one sample as `MmapDataset` has it: tensors of their own memory. What it returns
+            (tensors, numbers, texts, dicts and tuples of those) makes the batch.
+        batch_transform: A function of one whole batch of tensors, which the background thread calls, before the batch
+            goes to `device`.
+        threads: How many threads call `transform`; the order stays.
+        device: Where batches go. To a CUDA device, they go from pinned memory and on a stream of their own, while the
+            one before is in use.
+        pin_memory: Whether batches are gathered into pinned memory; by default if `device` is a CUDA device.
+        prefetch: How many batches the background thread makes ahead; 0 for no thread.
+        readahead: How many batches before its turn the kernel is told to read one from the disk; `"auto"` does so as
+            long as the disk is read.
+        shard: Which reader this is, and of how many; by default rank and world size of `torch.distributed`.
+        batch_sampler: Instead of `batch_size`, `shuffle`, `seed`, `drop_last` and `shard`: an iterable of lists of
+            indices, one a batch, as a `DataLoader` takes it.
+
+    A batch is the user's: its memory is used again only when no tensor refers to it any more. Iterating gives one
+    epoch and then stands at the start of the next one; `set_epoch`, `state_dict` and `load_state_dict` are those of
+    `mmap_ninja.Batches`.
+
+    Raises `MapNotFoundError`, `MapCorruptError`, `ArgumentError`, `ArgumentTypeError`; while iterating
+    `MapChangedError` if a map was replaced, `SampleError` for samples that make no batch, and any error of a function,
+    with a note that names the batch and the sample.
+
+    Examples:
+        >>> from mmap_ninja import RaggedMmap
+        >>> _ = RaggedMmap.from_lists("rows", [[1], [2, 2], [3, 3, 3]])
+        >>> for batch in MmapLoader("rows", 2, layout="padded"):
+        ...     print(batch.values.tolist(), batch.lengths)
+        [[1, 0], [2, 2]] tensor([1, 2])
+        [[3, 3, 3]] tensor([3])
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        batch_size: int | None = None,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        layout: Any = None,
+        padding_value: Any = 0,
+        transform: Function | None = None,
+        batch_transform: Function | None = None,
+        threads: int = 1,
+        device: Any = None,
+        pin_memory: bool | None = None,
+        prefetch: int = 2,
+        readahead: int | str = "auto",
+        shard: ReaderShard | None = None,
+        batch_sampler: Iterable[Any] | None = None,
+    ) -> None:
+        for name, function in {"transform": transform, "batch_transform": batch_transform}.items():
+            if function is not None and not callable(function):
+                raise ArgumentTypeError(f"{name} is {function!r}, expected a function")
+        fields = opened(source)
+        dtypes = each_named(convert.dtype_of, fields)
+        form = Form(("list" if transform is None else "stack") if layout is None else layout, padding_value)
+        form.check()
+        self._device = devices.device_of(device)
+        options: dict[str, Any] = {"order": batch_sampler}
+        if batch_sampler is None:
+            reader = reader_shard(shard)
+            size = integer("batch_size", batch_size, 1) * reader.count
+            options = {"batch_size": size, "shuffle": shuffle, "seed": seed, "drop_last": drop_last, "shard": reader}
+        elif (batch_size, shuffle, seed, drop_last, shard) != (None, False, 0, False, None):
+            raise ArgumentError("batch_sampler says which samples make a batch: leave out what else would")
+        self._batches = Batches(
+            fields,
+            layout=_layouts(fields, form) if transform is None else form.layout,
+            pad_value=padding_value,
+            transform=None if transform is None else partial(_transformed, transform, dtypes),
+            batch_transform=partial(_finished, batch_transform, form),
+            threads=threads,
+            prefetch=prefetch,
+            readahead=readahead,
+            empty=devices.memory(pin_memory, self._device),
+            **options,
+        )
+
+    def __len__(self) -> int:
+        """Batches an epoch, of this process. Raises `TypeError` for a `batch_sampler` that has no length."""
+        return len(self._batches)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that comes next, or is being gone through."""
+        return self._batches.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch; a position in that very epoch that was loaded just before stays."""
+        self._batches.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, as a dict of plain values: what was handed out counts, what was prefetched does not.
+
+        It is the same for all ranks, and fits any number of them with the same global batch.
+        """
+        return self._batches.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where `state_dict` was called. Raises `StateError` for a state of something else."""
+        self._batches.load_state_dict(state)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._device is None:
+            return iter(self._batches)
+        return self._batches.through(partial(devices.sent, device=self._device))
+
+    def __repr__(self) -> str:
+        return f"MmapLoader({self._batches!r})"
+
+
+def _layouts(fields: Fields, form: Form) -> Any:
+    """The layouts of the core for samples as they are stored: one gather serves for a list of tensors, too."""
+    if isinstance(fields, dict | tuple):
+        keys = [key for key, _ in named_parts(fields)]
+        parts = {key: _layouts(part, form.part(keys, key)) for key, part in named_parts(fields)}
+        return parts if isinstance(fields, dict) else like(fields, parts.values())
+    is_gathered = form.layout == "list" and fields.wrapper_fn is None
+    return "jagged" if is_gathered else form.layout
+
+
+def _transformed(function: Function, dtypes: Any, sample: Any) -> Any:
+    return convert.arrays(function(convert.samples(sample, dtypes)))
+
+
+def _finished(function: Function | None, form: Form, batch: Any) -> Any:
+    made = convert.batch(batch, form)
+    return made if function is None else function(made)

@@ -1,0 +1,148 @@
+"""The order of mmap_ninja for a stock DataLoader: shuffled in no memory, shared between ranks, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sized
+from itertools import chain
+from typing import Any, Generic, TypeVar
+
+from torch.utils.data import Sampler
+
+from mmap_ninja import Order, ReaderShard
+from mmap_ninja.indexing import integer
+from mmap_ninja_torch.process import reader_shard
+
+T = TypeVar("T")
+
+
+class _Ordered(Sampler[T], Generic[T]):
+    """Goes by an `Order`."""
+
+    def __init__(
+        self,
+        data_source: Sized | int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        drop_last: bool,
+        shard: ReaderShard | None,
+    ) -> None:
+        n = len(data_source) if isinstance(data_source, Sized) else data_source
+        shard, size = reader_shard(shard), integer("batch_size", batch_size, 1)
+        self._order = Order(n, size * shard.count, shuffle=shuffle, seed=seed, drop_last=drop_last, shard=shard)
+        self._epoch = 0  # the one that was begun last
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that comes next, or is being gone through."""
+        return self._order.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch; a position in that very epoch that was loaded just before stays."""
+        self._order.set_epoch(epoch)
+
+    def state_dict(self, seen: int | None = None) -> dict[str, Any]:
+        """The position, as a dict of plain values.
+
+        A DataLoader with workers asks for indices ahead of its batches. `seen` is how many of them (batches of a batch
+        sampler, samples of a sampler) the training loop has got in this epoch; without it, all that were asked for
+        count, which is right without workers and in torchdata's `StatefulDataLoader`.
+        """
+        state = self._order.state_dict()
+        if seen is not None:
+            handed_out = integer("seen", seen, 0, len(self._order)) * self._order.batch_size
+            state.update(epoch=self._epoch, samples_seen=min(handed_out, self._order.n))
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where `state_dict` was called, also with another number of ranks. Raises `StateError`."""
+        self._order.load_state_dict(state)
+
+    def _from(self, epoch: int, start: int) -> Iterator[list[int]]:
+        self._epoch = epoch
+        return (indices.tolist() for indices in self._order.batches(epoch, start))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._order!r})"
+
+
+class OrderBatchSampler(_Ordered[list[int]]):
+    """Batches of indices: `DataLoader(dataset, batch_sampler=OrderBatchSampler(dataset, 32, shuffle=True))`.
+
+    The same batches as those of `MmapLoader` with the same options, and of any number of ranks together: `batch_size`
+    is that of one process. Iterating gives one epoch and then stands at the start of the next one.
+
+    Args:
+        data_source: A dataset, or how many samples there are.
+        batch_size: Samples a batch, of this process.
+        shuffle: Whether each epoch comes in an order of its own, which (seed, epoch) decide.
+        seed: 0 to 2**64 - 1; the same for all ranks.
+        drop_last: Whether to leave out the last batch if it is incomplete; if not, it is filled up to a multiple of
+            the number of ranks with samples from the start of the epoch.
+        shard: Which reader this is, and of how many; by default rank and world size of `torch.distributed`.
+
+    Raises `ArgumentError` or `ArgumentTypeError`.
+
+    Examples:
+        >>> list(OrderBatchSampler(5, 2))
+        [[0, 1], [2, 3], [4]]
+    """
+
+    def __init__(
+        self,
+        data_source: Sized | int,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        shard: ReaderShard | None = None,
+    ) -> None:
+        super().__init__(data_source, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, shard=shard)
+
+    def __len__(self) -> int:
+        """Batches an epoch, of this process."""
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._order.through(self._from)
+
+
+class OrderSampler(_Ordered[int]):
+    """Indices one by one: `DataLoader(dataset, batch_size=32, sampler=OrderSampler(dataset))`.
+
+    Instead of a `RandomSampler`, which needs a list of all indices, and a `DistributedSampler`: ranks take turns, and
+    all get equally many. Iterating gives one epoch and then stands at the start of the next one.
+
+    Args:
+        data_source: A dataset, or how many samples there are.
+        shuffle: Whether each epoch comes in an order of its own, which (seed, epoch) decide.
+        seed: 0 to 2**64 - 1; the same for all ranks.
+        drop_last: Whether to leave out samples that do not suffice for all ranks; if not, some come twice.
+        shard: Which reader this is, and of how many; by default rank and world size of `torch.distributed`.
+
+    Raises `ArgumentError` or `ArgumentTypeError`.
+
+    Examples:
+        >>> sorted(OrderSampler(5))
+        [0, 1, 2, 3, 4]
+    """
+
+    def __init__(
+        self,
+        data_source: Sized | int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+        shard: ReaderShard | None = None,
+    ) -> None:
+        super().__init__(data_source, 1, shuffle=shuffle, seed=seed, drop_last=drop_last, shard=shard)
+
+    def __len__(self) -> int:
+        """Samples an epoch, of this process."""
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[int]:
+        return self._order.through(lambda epoch, start: chain.from_iterable(self._from(epoch, start)))

@@ -214,6 +214,53 @@ def test_maps_side_by_side(folder: Path) -> None:
     assert batch["text"] == TEXTS[:4]
 
 
+def test_what_comes_out_of_a_conversion_counts_as_handed_out(folder: Path) -> None:
+    def two_ahead(batches: Iterator[Any]) -> Iterator[Any]:
+        waiting = [next(batches), next(batches)]
+        for batch in batches:
+            waiting.append(batch)
+            yield waiting.pop(0) * 2
+        yield from (batch * 2 for batch in waiting)
+
+    expected = [batch * 2 for batch in Batches(folder / "dense", 5, shuffle=True)]
+    for stop in range(len(expected) + 1):
+        batches = Batches(folder / "dense", 5, shuffle=True)
+        found = list(itertools.islice(batches.through(two_ahead), stop))
+        other = Batches(folder / "dense", 5, shuffle=True)
+        other.load_state_dict(batches.state_dict())
+        if stop < len(expected):
+            found += [batch * 2 for batch in other]
+        assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_leaving_a_conversion_early_leaves_no_thread(folder: Path) -> None:
+    for _ in Batches(folder / "dense", 5).through(lambda batches: (batch for batch in batches)):
+        break
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("mmap_ninja")]
+
+
+@pytest.mark.parametrize("layout", ["padded", "jagged", "stack"])
+def test_arrays_that_are_filled_come_from_where_the_user_says(folder: Path, layout: str) -> None:
+    made = []
+
+    def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        made.append(np.empty(shape, dtype))
+        return made[-1]
+
+    source = ("rows" if layout != "stack" else "dense", "dense")
+    paths = tuple(folder / name for name in source)
+    transform = None if layout != "stack" else (lambda sample: sample)
+    expected = list(Batches(paths, 5, layout=layout, transform=transform))
+    found = list(Batches(paths, 5, layout=layout, transform=transform, empty=empty))
+    assert len(made) == 2 * len(found)
+    for (one, dense), (other, expected_dense) in zip(found, expected, strict=True):
+        values = one if isinstance(one, np.ndarray) else one.values
+        assert any(np.shares_memory(values, array) for array in made) or values.size == 0
+        assert any(np.shares_memory(dense, array) for array in made)
+        assert np.array_equal(values, other if isinstance(other, np.ndarray) else other.values)
+        assert np.array_equal(dense, expected_dense)
+
+
 def test_an_array_is_not_changed_through_a_batch() -> None:
     labels = np.arange(10)
     for batch in Batches(labels, 5):
@@ -847,6 +894,7 @@ def test_an_empty_map(tmp_path: Path) -> None:
         ),
         ({"transform": 7}, ArgumentTypeError, "transform is 7, expected a function"),
         ({"batch_transform": "x"}, ArgumentTypeError, "batch_transform is 'x', expected a function"),
+        ({"empty": None}, ArgumentTypeError, "empty is None, expected a function"),
         ({"threads": 0}, ArgumentError, "threads is 0, expected at least 1"),
         ({"threads": "two"}, ArgumentTypeError, "threads is 'two', expected an integer"),
         ({"prefetch": -1}, ArgumentError, "prefetch is -1, expected at least 0"),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from _pytest.doctest import DoctestItem
+
+# An adapter cannot be imported without its framework; the core is tested without any.
+collect_ignore = [] if find_spec("torch") else ["src/mmap_ninja_torch"]
 
 
 @pytest.fixture(autouse=True)

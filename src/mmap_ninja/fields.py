@@ -72,7 +72,7 @@ def opened(source: Any, where: str = "source", mode: str = "r") -> Fields:
     """The same with paths opened as maps in this mode, and arrays as something that reads like one."""
     if isinstance(source, str | os.PathLike):
         return open_map(source, mode=mode)
-    if isinstance(source, Mmap | View):
+    if isinstance(source, Mmap | View | Values):
         return source
     is_masked = isinstance(source, np.ma.MaskedArray)
     if isinstance(source, np.ndarray) and source.ndim and not source.dtype.hasobject and not is_masked:

@@ -37,15 +37,15 @@ class Form:
         layout = _entry("layout", self.layout, keys, key, self.rest)
         return Form(layout, _entry("pad_value", self.pad_value, keys, key, 0), self.rest)
 
-    def check(self) -> None:
-        """Refuse layouts that there are not, and padding where nothing is padded."""
+    def check(self, pad_value: str = "pad_value") -> None:
+        """Refuse layouts that there are not, and padding where nothing is padded; `pad_value` is its name in errors."""
         layouts = _entries(self.layout)
         for layout in layouts:
             if layout not in LAYOUTS:
                 raise ArgumentError(f"layout is {layout!r}, expected one of {', '.join(map(repr, LAYOUTS))}")
         is_given = any(type(value) is not int or value != 0 for value in _entries(self.pad_value))
         if is_given and PADDED not in layouts:
-            raise ArgumentError(f"pad_value is for layout='padded', not for {self.layout!r}")
+            raise ArgumentError(f"{pad_value} is for layout='padded', not for {self.layout!r}")
 
     @property
     def padding(self) -> Padding:

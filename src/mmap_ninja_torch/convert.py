@@ -52,18 +52,18 @@ def tensor(array: Array) -> Tensor:
         return torch.from_numpy(array)
     except TypeError:
         raise ArgumentTypeError(
-            f"torch has no dtype for {dtype}; give a wrapper_fn, a function of one sample as NumPy has it that makes "
-            "what torch knows of it"
+            f"torch has no dtype for {dtype}; give a wrapper_fn (of MmapDataset, or of open_map), which makes of one "
+            "sample what torch knows"
         ) from None
 
 
 def sample(value: Any, dtype: np.dtype[Any] | None = None) -> Any:
     """One sample as a tensor; texts and bytes, and what is no array and no number, as they are.
 
-    An array gives its memory. `dtype` is that of the map, for the scalars that are Python's.
+    An array gives its memory, unless it is read-only. `dtype` is that of the map, for the scalars that are Python's.
     """
     if isinstance(value, np.ndarray):
-        return tensor(value)
+        return tensor(value if value.flags.writeable else value.copy())
     if isinstance(value, np.generic):
         return tensor(np.array(value))
     if isinstance(value, bool | int | float | complex) and dtype is not None:
@@ -104,7 +104,7 @@ def arrays(value: Any) -> Any:
 
 
 def _array(one: Tensor) -> Array:
-    one = one.detach()
+    one = one.detach().resolve_conj().resolve_neg()
     try:
         return one.numpy()
     except TypeError:  # NumPy has no bfloat16 by itself
@@ -126,16 +126,12 @@ def batch(value: Any, form: Form) -> Any:
     if isinstance(value, np.ndarray):
         return tensor(value)
     if isinstance(value, list):
-        return [sample(one if _is_owned(one) else np.array(one)) for one in value]
+        return list(map(sample, value))
     if isinstance(value, Mapping | tuple):
         keys = [key for key, _ in named_parts(value)]
         parts = {key: batch(part, form.part(keys, key)) for key, part in named_parts(value)}
         return parts if isinstance(value, Mapping) else like(value, parts.values())
     return value
-
-
-def _is_owned(one: Any) -> bool:
-    return not isinstance(one, np.ndarray) or one.flags.writeable
 
 
 def split(value: Jagged) -> list[Tensor]:
@@ -156,7 +152,10 @@ def nested(value: Jagged) -> Tensor:
     """
     shapes = value.shapes
     if shapes.shape[1] == 0 or (shapes < 0).any():
-        raise SampleError('a nested tensor is made of samples of one number of axes, not of scalars; layout="list" is')
+        raise SampleError(
+            'a nested tensor is made of samples of one number of axes, of which there is at least one; layout="stack" '
+            'takes scalars, "list" everything'
+        )
     inner, lengths = shapes[0, 1:], shapes[:, 0]
     other = np.flatnonzero((shapes[:, 1:] != inner).any(axis=1))
     if len(other):

@@ -88,7 +88,7 @@ class _Column:
 
     def read(self, index: int) -> Any:
         value = self._field[index]
-        if isinstance(value, np.ndarray) and (self._is_copied or not value.flags.writeable):
+        if isinstance(value, np.ndarray) and self._is_copied:
             value = value.copy()
         elif self._wrapper_fn is not None:
             value = shallow_copy(value)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmap_ninja.buffers import empty
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError
 from mmap_ninja.fields import like
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -20,13 +21,18 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 def device_of(device: Any) -> torch.device | None:
     """The device that was meant, None where batches stay where they are made."""
-    if device is None or torch.device(device).type == "cpu":
+    if device is None or str(device).partition(":")[0] == "cpu":
         return None
-    return torch.empty(0, device=device).device  # with its number
+    try:
+        return torch.empty(0, device=device).device  # with its number
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(f"device is {device!r}, which cannot be used here: {error}") from error
 
 
 def memory(pin_memory: bool | None, device: torch.device | None) -> Callable[[tuple[int, ...], np.dtype[Any]], Array]:
     """What makes the arrays that batches are gathered into: of pinned memory, if asked for or of use."""
+    if pin_memory is not None and not isinstance(pin_memory, bool):
+        raise ArgumentTypeError(f"pin_memory is {pin_memory!r}, expected True or False")
     if pin_memory is None:
         pin_memory = device is not None and device.type == "cuda"
     if pin_memory and not torch.cuda.is_available():

@@ -95,13 +95,16 @@ class MmapLoader:
         fields = opened(source)
         dtypes = each_named(convert.dtype_of, fields)
         form = Form(("list" if transform is None else "stack") if layout is None else layout, padding_value)
-        form.check()
+        form.check("padding_value")
+        self._layout = form.layout
         self._device = devices.device_of(device)
         options: dict[str, Any] = {"order": batch_sampler}
         if batch_sampler is None:
             reader = reader_shard(shard)
             size = integer("batch_size", batch_size, 1) * reader.count
             options = {"batch_size": size, "shuffle": shuffle, "seed": seed, "drop_last": drop_last, "shard": reader}
+        elif not isinstance(batch_sampler, Iterable):
+            raise ArgumentTypeError(f"batch_sampler is {batch_sampler!r}, expected an iterable of lists of indices")
         elif (batch_size, shuffle, seed, drop_last, shard) != (None, False, 0, False, None):
             raise ArgumentError("batch_sampler says which samples make a batch: leave out what else would")
         self._batches = Batches(
@@ -147,7 +150,7 @@ class MmapLoader:
         return self._batches.through(partial(devices.sent, device=self._device))
 
     def __repr__(self) -> str:
-        return f"MmapLoader({self._batches!r})"
+        return f"<MmapLoader, layout={self._layout!r}, epoch={self.epoch}>"
 
 
 def _layouts(fields: Fields, form: Form) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError
@@ -47,13 +49,34 @@ def advised(
         return
     warmth.begin()
 
-    def advise(indices: Any) -> Any:
-        wanted = indices if ahead is not None else warmth.wanted(indices)
-        if len(wanted):
-            will_need(wanted)
-        return indices
-
+    advise = partial(_advise, will_need, ahead, warmth)
     yield from behind(map(advise, batches), _AUTO if ahead is None else ahead)
+
+
+def advise_by_number(
+    batch: Callable[[int], Any],
+    numbers: range,
+    k: int,
+    will_need: Callable[[Any], object],
+    ahead: int | None,
+    warmth: Warmth,
+) -> None:
+    """The same for one who asks for batch `k` of these numbers: advises of the one `ahead` of it.
+
+    For the first one, of all up to that.
+    """
+    distance = _AUTO if ahead is None else ahead
+    first = k + distance if k in numbers[1:] else k
+    for later in range(first, k + distance + 1 if distance else first):
+        if later in numbers:
+            _advise(will_need, ahead, warmth, batch(later))
+
+
+def _advise(will_need: Callable[[Any], object], ahead: int | None, warmth: Warmth, indices: Any) -> Any:
+    wanted = indices if ahead is not None else warmth.wanted(indices)
+    if len(wanted):
+        will_need(wanted)
+    return indices
 
 
 def behind(items: Iterable[T], count: int) -> Iterator[T]:
@@ -74,23 +97,24 @@ def behind(items: Iterable[T], count: int) -> Iterator[T]:
 
 
 class Warmth:
-    """Finds out whether what a thread reads is in memory already, by what the kernel says of its reads.
+    """Finds out whether what some threads read is in memory already, by what the kernel says of their reads.
 
-    Outlives the thread: what was warm in one epoch is expected to be so in the next one.
+    Outlives the threads: what was warm in one epoch is expected to be so in the next one.
     """
 
     def __init__(self) -> None:
-        self._reads: int | None = None
+        self._reads: dict[int, int | None] = {}  # of each thread; one that has the number of an earlier one is new
         self._quiet = 0
 
     def begin(self) -> None:
-        """Count the reads of the thread that calls."""
-        self._reads = _reads_of_this_thread()
+        """Count the reads of the thread that calls, and of no other one."""
+        self._reads = {threading.get_ident(): _reads_of_this_thread()}
 
     def wanted(self, indices: Any) -> Any:
         """What to advise of the next batch: all, or nothing, or a few samples to see whether they are read."""
-        reads, before = _reads_of_this_thread(), self._reads
-        self._reads = reads
+        thread, reads = threading.get_ident(), _reads_of_this_thread()
+        before = self._reads.get(thread, reads)
+        self._reads[thread] = reads
         self._quiet = self._quiet + 1 if reads is not None and reads == before else 0
         if self._quiet < _QUIET:
             return indices

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from mmap_ninja import buffers
 from mmap_ninja._ahead import Ahead
-from mmap_ninja._batch import Maker, Recipe, parts
+from mmap_ninja._batch import Made, Maker, Recipe, parts
 from mmap_ninja._given import GivenOrder
-from mmap_ninja._readahead import Warmth, advised, behind, check_readahead
+from mmap_ninja._readahead import Warmth, advise_by_number, advised, behind, check_readahead
 from mmap_ninja.collate import Form
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapChangedError, noted
 from mmap_ninja.fields import Fields, each, leaves, length, opened
@@ -132,6 +134,22 @@ class Batches:
     def __iter__(self) -> Iterator[Any]:
         return self._order.through(self._from)
 
+    def batch(self, epoch: int, k: int) -> Any:
+        """Batch `k` of an epoch, made in the thread that calls; the position stays.
+
+        For loaders that ask for batches by number, from any threads of their own. Raises `ArgumentError` where there
+        is no such batch, or for an `order` that was given, and what iterating raises.
+        """
+        order = self._order
+        if not isinstance(order, Order):
+            raise ArgumentError("batches of an order that was given have no number: iterate")
+        indices, fields = order.batch(epoch, k), each(_pinned, self._fields)
+        ahead = self._readahead, self._warmth
+        advise_by_number(partial(order.batch, epoch), range(len(order)), k, partial(_will_need, fields), *ahead)
+        with Maker(fields, replace(self._recipe, threads=1), threading.Event()) as maker:
+            batch = _finished(maker.begin(indices), epoch, k)
+        return (indices, batch) if self._with_indices else batch
+
     def through(self, convert: Callable[[Iterator[Any]], Iterator[T]]) -> Iterator[T]:
         """Iterate over `convert(batches)`: what it gives for each batch, in their order.
 
@@ -186,23 +204,28 @@ class Batches:
 
     def _made(self, fields: Fields, epoch: int, start: int, stopped: threading.Event) -> Generator[Any, None, None]:
         """The same, made in this thread and those for the samples."""
-
-        def will_need(indices: Positions) -> None:
-            each(lambda field: field.will_need(indices), fields)
-
         with Maker(fields, self._recipe, stopped, may_halve=self._prefetch > 0) as maker:
-            batches = advised(self._order.batches(epoch, start), will_need, self._readahead, self._warmth)
+            order, advise = self._order.batches(epoch, start), partial(_will_need, fields)
+            batches = advised(order, advise, self._readahead, self._warmth)
             begun = ((indices, maker.begin(indices)) for indices in batches)
             # While one batch is finished, the threads are at the next one already.
             for indices, finish in behind(begun, min(self._recipe.threads - 1, 1)):
-                try:
-                    batch = finish()
-                except Exception as error:
-                    raise noted(error, f"while making batch {start} of epoch {epoch}")  # noqa: B904 - the same error
+                batch = _finished(finish, epoch, start)
                 del finish
                 yield (indices, batch) if self._with_indices else batch
                 start += 1
                 del batch
+
+
+def _will_need(fields: Fields, indices: Positions) -> None:
+    each(lambda field: field.will_need(indices), fields)
+
+
+def _finished(made: Made, epoch: int, k: int) -> Any:
+    try:
+        return made()
+    except Exception as error:
+        raise noted(error, f"while making batch {k} of epoch {epoch}")  # noqa: B904 - the same error, with a note
 
 
 def _pinned(field: Any) -> Any:

@@ -45,8 +45,8 @@ def tensor(array: Array) -> Tensor:
     dtype = array.dtype
     if not dtype.isnative:
         array = array.astype(dtype.newbyteorder("="))
-    found = getattr(torch, dtype.name, None) if dtype.kind == "V" and dtype.names is None else None
-    if isinstance(found, torch.dtype):
+    found = getattr(torch, dtype.name, None) if dtype.type.__module__.startswith("ml_dtypes") else None
+    if isinstance(found, torch.dtype) and found.is_floating_point:  # its int4 has no operations
         return torch.from_numpy(array.view(f"u{dtype.itemsize}")).view(found)
     try:
         return torch.from_numpy(array)

@@ -10,8 +10,9 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from mmap_ninja import buffers
-from mmap_ninja.errors import ArgumentError, ArgumentTypeError
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError, IndexTypeError
 from mmap_ninja.fields import Fields, each, length, like, named_parts, opened
+from mmap_ninja.indexing import is_single
 from mmap_ninja_torch import convert
 
 Function = Callable[[Any], Any]
@@ -62,6 +63,11 @@ class MmapDataset(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         """One sample; negative numbers count from the end."""
+        if not is_single(index):
+            raise IndexTypeError(
+                f"a dataset is indexed by one integer, not by {type(index).__name__}; MmapLoader makes batches, "
+                "mmap_ninja.select a part of a map"
+            )
         columns = self._columns
         sample = columns.read(index) if type(columns) is _Column else each(lambda column: column.read(index), columns)
         return sample if self._transform is None else self._transform(sample)

@@ -6,6 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
+from itertools import starmap
 from typing import Any
 
 import numpy as np
@@ -80,17 +81,26 @@ def _ahead(batches: Iterator[Any], device: torch.device) -> Generator[Any, None,
         return _each_tensor(partial(_used_by, stream), there)
 
     try:
-        before = None
-        for batch in batches:
-            now = copied(batch)
-            if before is not None:
-                yield handed_out(*before)
-            before = now
-            del now
-        if before is not None:
-            yield handed_out(*before)
+        yield from starmap(handed_out, _one_behind(map(copied, batches)))
     finally:
         side.synchronize()
+
+
+def _one_behind(items: Iterator[Any]) -> Iterator[Any]:
+    """The same items, each when the next one is there; an error of theirs comes in its turn."""
+    waiting: list[Any] = []
+    failure = None
+    try:
+        for item in items:
+            waiting.append(item)
+            del item
+            if len(waiting) > 1:
+                yield waiting.pop(0)
+    except Exception as error:
+        failure = error
+    yield from waiting
+    if failure is not None:
+        raise failure
 
 
 def _used_by(stream: Any, tensor: Tensor) -> Tensor:

@@ -41,13 +41,15 @@ class _Ordered(Sampler[T], Generic[T]):
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch; a position in that very epoch that was loaded just before stays."""
         self._order.set_epoch(epoch)
+        self._epoch = self._order.epoch
 
     def state_dict(self, seen: int | None = None) -> dict[str, Any]:
         """The position, as a dict of plain values.
 
         A DataLoader with workers asks for indices ahead of its batches. `seen` is how many of them (batches of a batch
-        sampler, samples of a sampler) the training loop has got in this epoch; without it, all that were asked for
-        count, which is right without workers and in torchdata's `StatefulDataLoader`.
+        sampler, samples of a sampler) were got of the epoch that was begun last, by an earlier process too if a state
+        was loaded; without it, all that were asked for count, which is right without workers and in torchdata's
+        `StatefulDataLoader`.
         """
         state = self._order.state_dict()
         if seen is not None:
@@ -58,6 +60,7 @@ class _Ordered(Sampler[T], Generic[T]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to where `state_dict` was called, also with another number of ranks. Raises `StateError`."""
         self._order.load_state_dict(state)
+        self._epoch = self._order.epoch
 
     def _from(self, epoch: int, start: int) -> Iterator[list[int]]:
         self._epoch = epoch

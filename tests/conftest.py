@@ -3,5 +3,5 @@
 import pytest
 
 pytest.register_assert_rewrite(
-    "contracts", "changes", "fuzz", "maps_of_0_9", "model", "plain_reader", "power", "take_contract"
+    "contracts", "changes", "fuzz", "maps_of_0_9", "model", "plain_reader", "power", "take_contract", "torch_data"
 )

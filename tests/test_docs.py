@@ -49,7 +49,8 @@ def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     document.namespace["__name__"] = "__main__"  # as in a script, so that what a guard protects runs too
     missing = set()
     for example in document.examples():
-        lacks = {name for name in FRAMEWORKS if name in example.parsed and find_spec(name) is None}
+        named = {name for name in FRAMEWORKS if name in example.parsed or name == page.stem}
+        lacks = {name for name in named if find_spec(name) is None}
         if not lacks:
             example.evaluate()
         missing |= lacks

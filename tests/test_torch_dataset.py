@@ -20,6 +20,7 @@ from mmap_ninja import DenseMmap, RaggedMmap, StringsMmap, open_map, select, spl
 from mmap_ninja.errors import (  # noqa: E402
     ArgumentError,
     ArgumentTypeError,
+    IndexTypeError,
     MapChangedError,
     MapNotFoundError,
     SampleIndexError,
@@ -525,3 +526,9 @@ def test_the_error_of_an_index_is_that_of_maps(maps: Path) -> None:
 
 def test_it_says_what_it_is_made_of(maps: Path) -> None:
     assert repr(MmapDataset({"a": maps / "rows"})).startswith("MmapDataset({'a': <RaggedMmap '")
+
+
+@pytest.mark.parametrize("index", [slice(0, 2), [0, 1], np.array([0, 1]), None, "0"], ids=repr)
+def test_a_sample_goes_by_one_integer(maps: Path, index: Any) -> None:
+    with pytest.raises(IndexTypeError, match=r"indexed by one integer, not by .*; MmapLoader makes batches"):
+        MmapDataset(maps / "rows")[index]

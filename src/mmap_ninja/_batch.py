@@ -105,7 +105,8 @@ class Maker:
         if running:
             from concurrent.futures import wait
 
-            wait(self._begun, timeout=0 if is_ours() else PATIENCE)
+            begun = [future for future in self._begun if not future.cancelled()]  # those are never "done" for `wait`
+            wait(begun, timeout=0 if is_ours() else PATIENCE)
 
     def begin(self, indices: Positions) -> Made:
         """Start on a batch; what is returned finishes it."""

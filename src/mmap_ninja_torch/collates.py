@@ -13,10 +13,16 @@ from torch.utils.data import default_collate
 from mmap_ninja import Padding
 from mmap_ninja.buffers import empty
 from mmap_ninja.collate import Form, collated
+from mmap_ninja.errors import MmapNinjaError, noted
 from mmap_ninja.fields import like, named_parts
 from mmap_ninja_torch import convert
 
 Collate = Callable[[Sequence[Any]], Any]
+
+_IN_OTHER_WORDS = (
+    "in a collate_fn, where samples are counted within the batch; the layouts 'padded', 'jagged' and 'list' are "
+    "pad_collate, jagged_collate and list_collate, and pad_value is padding_value"
+)
 
 
 def pad_collate(
@@ -100,5 +106,8 @@ class _Collate:
     form: Form
 
     def __call__(self, samples: Sequence[Any]) -> Any:
-        made = collated([convert.arrays(sample) for sample in samples], np.arange(len(samples)), self.form, empty)
-        return convert.batch(made, self.form)
+        try:
+            made = collated([convert.arrays(sample) for sample in samples], np.arange(len(samples)), self.form, empty)
+            return convert.batch(made, self.form)
+        except MmapNinjaError as error:
+            raise noted(error, _IN_OTHER_WORDS)  # noqa: B904 - the same error, with a note

@@ -29,7 +29,8 @@ class MmapDataset(Dataset[Any]):
         transform: A function of a whole sample, after that conversion.
         copy: Whether tensors have memory of their own. If not, they are views of the mapped file, which is mapped
             privately: what is written to a tensor changes what this process reads from this dataset from then on,
-            never the file, and takes memory page by page.
+            never the file, and takes memory page by page. An array in memory is written to itself; what is not in the
+            machine's byte order is copied all the same.
 
     Arrays become tensors of the same shape and dtype (in the byte order of the machine, bfloat16 and float8 included),
     numbers tensors of no axis; texts stay `str`, bytes `bytes`. Needs no `worker_init_fn`: pickled it is a path, and a

@@ -58,7 +58,7 @@ def sent(batches: Iterator[Any], device: torch.device) -> Generator[Any, None, N
         yield from _ahead(batches, device)
     else:
         for batch in batches:
-            yield _each_tensor(lambda tensor: tensor.to(device), batch)
+            yield _each_tensor(lambda tensor: tensor.to(device), batch, one_copy=True)
 
 
 def _ahead(batches: Iterator[Any], device: torch.device) -> Generator[Any, None, None]:
@@ -69,7 +69,7 @@ def _ahead(batches: Iterator[Any], device: torch.device) -> Generator[Any, None,
         while under_way and under_way[0][0].query():
             under_way.popleft()
         with torch.cuda.stream(side):
-            there = _each_tensor(lambda tensor: tensor.to(device, non_blocking=True), batch)
+            there = _each_tensor(lambda tensor: tensor.to(device, non_blocking=True), batch, one_copy=True)
             event = side.record_event()
         under_way.append((event, batch))
         return there, event
@@ -108,14 +108,31 @@ def _used_by(stream: Any, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _each_tensor(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """What the function makes of each tensor in lists, dicts and tuples, in the same ones."""
+def _each_tensor(function: Callable[[Tensor], Tensor], value: Any, *, one_copy: bool = False) -> Any:
+    """What the function makes of each tensor in lists, dicts and tuples, in the same ones.
+
+    Where it copies, and the tensors of a list are parts of one, it gets that one.
+    """
     if isinstance(value, Tensor):
         return function(value)
+    part = partial(_each_tensor, function, one_copy=one_copy)
     if isinstance(value, Mapping):
-        return {key: _each_tensor(function, part) for key, part in value.items()}
+        return {key: part(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [_each_tensor(function, part) for part in value]
-    if isinstance(value, tuple):
-        return like(value, [_each_tensor(function, part) for part in value])
-    return value
+        whole = _whole(value) if one_copy else None
+        return list(map(part, value)) if whole is None else _parts(function(whole), value)
+    return like(value, map(part, value)) if isinstance(value, tuple) else value
+
+
+def _whole(tensors: list[Any]) -> Tensor | None:
+    """The contiguous tensor that all of these are parts of, and nothing else is part of."""
+    whole = getattr(tensors[0], "_base", None) if tensors else None
+    if not isinstance(whole, Tensor) or not whole.is_contiguous():
+        return None
+    is_split = all(isinstance(one, Tensor) and one._base is whole and one.dtype == whole.dtype for one in tensors)
+    return whole if is_split and sum(one.numel() for one in tensors) == whole.numel() else None
+
+
+def _parts(there: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    """The same parts of its copy."""
+    return [there.as_strided(one.shape, one.stride(), one.storage_offset()) for one in tensors]

@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -212,6 +213,67 @@ def test_maps_side_by_side(folder: Path) -> None:
     assert plain(batch["x"][1].lengths) == [0, 1, 2, 3]
     assert plain(batch["y"]) == [0, 1, 2, 3]
     assert batch["text"] == TEXTS[:4]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"shuffle": True, "seed": 3}, {"readahead": 2}, {"with_indices": True}], ids=str
+)
+def test_a_batch_by_its_number_is_that_of_an_iteration(folder: Path, options: dict[str, Any]) -> None:
+    source = {"row": folder / "rows", "dense": folder / "dense", "text": folder / "texts"}
+    batches = Batches(source, 5, layout="padded", **options)
+    expected = [plain(batch) for _ in range(2) for batch in batches]
+    for k in [7, 0, 4, 9, 4]:
+        assert plain(batches.batch(*divmod(k, 5))) == expected[k]
+    assert batches.epoch == 2
+
+
+def test_a_batch_by_its_number_leaves_the_position(folder: Path) -> None:
+    batches = Batches(folder / "dense", 5)
+    running = iter(batches)
+    next(running)
+    before = batches.state_dict()
+    batches.batch(3, 2)
+    assert batches.state_dict() == before
+    assert np.array_equal(next(running), DENSE[5:10])
+
+
+def test_several_threads_may_ask_for_batches_by_number(folder: Path) -> None:
+    def transform(row: np.ndarray) -> int:
+        return int(row.sum())
+
+    batches = Batches(folder / "rows", 3, shuffle=True, transform=transform, threads=3)
+    expected = [plain(batch) for _ in range(4) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda k: plain(batches.batch(*divmod(k, 8))), range(32)))
+    assert found == expected
+
+
+def test_a_batch_by_its_number_tells_the_kernel_of_those_to_come(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[int]] = []
+    monkeypatch.setattr(DenseMmap, "will_need", lambda self, indices: told.append(indices.tolist()))
+    batches = Batches(folder / "dense", 5, readahead=2)
+    for k in range(5):
+        batches.batch(0, k)
+    assert told == [list(range(first, min(first + 5, N))) for first in range(0, N, 5)]
+    told.clear()
+    Batches(folder / "dense", 5, readahead=0).batch(0, 0)
+    assert told == []
+
+
+def test_a_batch_that_there_is_not(folder: Path) -> None:
+    with pytest.raises(ArgumentError, match="k is 5, but an epoch has 5 batches"):
+        Batches(folder / "dense", 5).batch(0, 5)
+    with pytest.raises(ArgumentError, match="batches of an order that was given have no number: iterate"):
+        Batches(folder / "dense", order=[[0]]).batch(0, 0)
+
+
+def test_an_error_in_a_batch_by_its_number_names_it(folder: Path) -> None:
+    def fail(row: np.ndarray) -> None:
+        raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose") as caught:
+        Batches(folder / "rows", 5, transform=fail).batch(2, 3)
+    assert "while making batch 3 of epoch 2" in str(getattr(caught.value, "__notes__", caught.value))
 
 
 def test_what_comes_out_of_a_conversion_counts_as_handed_out(folder: Path) -> None:

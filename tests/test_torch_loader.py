@@ -48,7 +48,7 @@ from mmap_ninja.errors import (  # noqa: E402
     SampleIndexError,
     StateError,
 )
-from mmap_ninja_torch import MmapLoader, OrderBatchSampler, Padded  # noqa: E402
+from mmap_ninja_torch import MmapLoader, OrderBatchSampler, Padded, convert  # noqa: E402
 from mmap_ninja_torch import device as devices  # noqa: E402
 
 N = 23
@@ -1302,3 +1302,23 @@ def test_a_path_without_a_map(tmp_path: Path) -> None:
 def test_batches_that_are_no_lists_of_indices(folder: Path) -> None:
     with pytest.raises(ArgumentTypeError, match=r"batch 0 .* is 3, expected the indices of several samples"):
         next(iter(MmapLoader(folder / "rows", batch_sampler=range(3, 6))))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "int64", "bool"])
+def test_memory_that_torch_has_allocated_stays_its_own(dtype: str) -> None:
+    # Its allocator of pinned memory asks the storage which block a copy to a device reads from.
+    allocated = torch.zeros(96, dtype=torch.uint8)
+    array = allocated.numpy().view(dtype).reshape(-1, 2)
+    for part in (array, array[1:], array[:, 1]):
+        made = convert.tensor(part)
+        assert made.untyped_storage()._cdata == allocated.untyped_storage()._cdata
+        assert (made.data_ptr(), made.shape) == (part.__array_interface__["data"][0], part.shape)
+    array[1, 1] = 1
+    assert made.tolist() == [0, 1, *[0] * (len(array) - 2)]
+
+
+def test_it_is_its_own_sampler_for_trainers_that_set_the_epoch_there(folder: Path) -> None:
+    loader, other = MmapLoader(folder / "numbers", 4, shuffle=True), MmapLoader(folder / "numbers", 4, shuffle=True)
+    loader.sampler.set_epoch(3)
+    other.set_epoch(3)
+    assert all(torch.equal(*pair) for pair in zip(loader, other, strict=True))

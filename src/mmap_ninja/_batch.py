@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _TASKS = 4  # of a batch for each thread, so that slow samples do not keep the others waiting
 _LARGE = 1 << 22  # bytes from which on two threads gather a batch: by then it takes much longer than to wake one up
+_PIECES = 8  # of such a batch, so that neither waits long for the other
 
 Read = Callable[[int], Any]
 Made = Callable[[], Any]
@@ -81,16 +82,16 @@ class Maker:
     """Makes batches of some maps by a recipe, until `stopped` is set.
 
     `begin` hands the samples of a batch to the threads, if there is something to do for each; what it returns waits
-    for them and puts the batch together. With one thread all of it happens there. If it `may_halve`, a thread of its
-    own copies one half of every large array.
+    for them and puts the batch together. With one thread all of it happens there. If `is_helped`, another thread
+    takes part in copying what is large.
     """
 
-    def __init__(self, fields: Fields, recipe: Recipe, stopped: threading.Event, *, may_halve: bool = False) -> None:
+    def __init__(self, fields: Fields, recipe: Recipe, stopped: threading.Event, *, is_helped: bool = False) -> None:
         self._fields, self._recipe, self._stopped = fields, recipe, stopped
         self._parts = parts(fields, recipe.form) if recipe.transform is None else None
         self._begun: deque[Future[Any]] = deque(maxlen=3 * _TASKS * recipe.threads)  # of two batches, and more
         self._threads = _executor(recipe.threads) if recipe.threads > 1 else None
-        self._may_halve = may_halve and _cores() > 1
+        self._is_helped = is_helped and _cores() > 1
         self._helper: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Maker:
@@ -133,15 +134,18 @@ class Maker:
     def _dense(self, one: Any, indices: Positions) -> Array:
         """Samples of one shape as an array. Two threads copy what is large a third faster than one."""
         values: Array = self._recipe.empty((len(indices), *one.sample_shape), one.dtype)
-        if self._may_halve and values.nbytes >= _LARGE:
-            self._helper = self._helper or _executor(1)
-            middle = len(values) // 2
-            other = self._helper.submit(_fill, values[middle:], one, indices[middle:])
-            self._begun.append(other)
-            _fill(values[:middle], one, indices[:middle])
-            other.result()
-        else:
+        if not self._is_helped or values.nbytes < _LARGE:
             _fill(values, one, indices)
+            return values
+        self._helper = self._helper or _executor(1)
+        size = -(-len(values) // _PIECES)
+        pieces = deque(slice(first, first + size) for first in range(0, len(values), size))
+        fill = partial(_fill_pieces, pieces, values, one, indices)
+        other = self._helper.submit(fill)
+        self._begun.append(other)
+        fill()
+        if not other.cancel():  # a helper that has not come to it is not waited for
+            other.result()
         return values
 
     def _begin(self, read: Read, indices: Positions, form: Form) -> Made:
@@ -212,6 +216,16 @@ def _executor(threads: int) -> ThreadPoolExecutor:
 def _cores() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _fill_pieces(pieces: deque[slice], values: Array, one: Any, indices: Positions) -> None:
+    """Fill the pieces that are left, of which another thread may take some: whichever is faster."""
+    while True:
+        try:
+            piece = pieces.popleft()
+        except IndexError:  # none is left
+            return
+        _fill(values[piece], one, indices[piece])
 
 
 def _fill(values: Array, one: Any, indices: Positions) -> None:

@@ -144,6 +144,7 @@ class Batches:
         if not isinstance(order, Order):
             raise ArgumentError("batches of an order that was given have no number: iterate")
         indices, fields = order.batch(epoch, k), each(_pinned, self._fields)
+        self._check(fields)
         ahead = self._readahead, self._warmth
         advise_by_number(partial(order.batch, epoch), range(len(order)), k, partial(_will_need, fields), *ahead)
         with Maker(fields, replace(self._recipe, threads=1), threading.Event()) as maker:
@@ -204,7 +205,7 @@ class Batches:
 
     def _made(self, fields: Fields, epoch: int, start: int, stopped: threading.Event) -> Generator[Any, None, None]:
         """The same, made in this thread and those for the samples."""
-        with Maker(fields, self._recipe, stopped, may_halve=self._prefetch > 0) as maker:
+        with Maker(fields, self._recipe, stopped, is_helped=self._prefetch > 0) as maker:
             order, advise = self._order.batches(epoch, start), partial(_will_need, fields)
             batches = advised(order, advise, self._readahead, self._warmth)
             begun = ((indices, maker.begin(indices)) for indices in batches)

@@ -39,6 +39,7 @@ def torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
 def tensor(array: Array) -> Tensor:
     """A tensor of the array's memory, which it keeps; of a copy where the byte order is not the machine's.
 
+    Memory that torch has allocated stays torch's: its allocator has to know what a copy to a device still reads.
     The dtypes of `ml_dtypes` that torch has under the same name (bfloat16, float8_e4m3fn) go over bit by bit. Raises
     `ArgumentTypeError` for a dtype that torch lacks.
     """
@@ -47,14 +48,33 @@ def tensor(array: Array) -> Tensor:
         array = array.astype(dtype.newbyteorder("="))
     found = getattr(torch, dtype.name, None) if dtype.type.__module__.startswith("ml_dtypes") else None
     if isinstance(found, torch.dtype) and found.is_floating_point:  # its int4 has no operations
-        return torch.from_numpy(array.view(f"u{dtype.itemsize}")).view(found)
+        return tensor(array.view(f"u{dtype.itemsize}")).view(found)
     try:
-        return torch.from_numpy(array)
+        made = torch.from_numpy(array)
+        owner = _owner(array)
+        return made if owner is None else _part(owner, made)
     except TypeError:
         raise ArgumentTypeError(
             f"torch has no dtype for {dtype}; give a wrapper_fn (of MmapDataset, or of open_map), which makes of one "
             "sample what torch knows"
         ) from None
+
+
+def _owner(array: Array) -> Tensor | None:
+    """The tensor that the array's memory belongs to, if there is one."""
+    base: Any = array.base
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, Tensor) else None
+
+
+def _part(owner: Tensor, made: Tensor) -> Tensor:
+    """The same tensor as a part of the one that its memory belongs to."""
+    offset, size = made.data_ptr() - owner.untyped_storage().data_ptr(), made.element_size()
+    if offset % size:  # nothing of ours: torch cannot say where it lies
+        return made
+    whole = torch.empty(0, dtype=made.dtype).set_(owner.untyped_storage())
+    return whole.as_strided(made.shape, made.stride(), offset // size)
 
 
 def sample(value: Any, dtype: np.dtype[Any] | None = None) -> Any:
@@ -150,25 +170,29 @@ def nested(value: Jagged) -> Tensor:
     It is `(b, j, *inner)`, where only the first axis of a sample may be of any length. Raises `SampleError` for
     samples that differ on another axis too, or are scalars.
     """
-    shapes = value.shapes
-    if shapes.shape[1] == 0 or (shapes < 0).any():
+    shapes, offsets, values = value.shapes, value.offsets, tensor(value.values)
+    if shapes.shape[1] == 0 or shapes.min() < 0:
         raise SampleError(
             'a nested tensor is made of samples of one number of axes, of which there is at least one; layout="stack" '
             'takes scalars, "list" everything'
         )
-    inner, lengths = shapes[0, 1:], shapes[:, 0]
-    other = np.flatnonzero((shapes[:, 1:] != inner).any(axis=1))
+    lengths = shapes[:, 0]
+    if shapes.shape[1] > 1:
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        values = values.view(int(offsets[-1]), *_inner_shape(shapes))
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    return torch.nested.nested_tensor_from_jagged(values, tensor(offsets), min_seqlen=shortest, max_seqlen=longest)
+
+
+def _inner_shape(shapes: Array) -> list[int]:
+    """How long all axes but the first are, the same for all samples."""
+    other = np.flatnonzero((shapes[:, 1:] != shapes[0, 1:]).any(axis=1))
     if len(other):
         one, two = (tuple(shapes[k].tolist()) for k in (0, other[0]))
         raise SampleError(
             f"samples of shapes {one} and {two} differ on more than their first axis, and a nested tensor has one "
             'ragged axis; layout="padded" or "list" takes them'
         )
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return torch.nested.nested_tensor_from_jagged(
-        tensor(value.values).view(int(offsets[-1]), *inner.tolist()),
-        tensor(offsets),
-        min_seqlen=int(lengths.min()),
-        max_seqlen=int(lengths.max()),
-    )
+    inner: list[int] = shapes[0, 1:].tolist()
+    return inner

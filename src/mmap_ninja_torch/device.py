@@ -45,7 +45,8 @@ def memory(pin_memory: bool | None, device: torch.device | None) -> Callable[[tu
 def pinned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """An uninitialised array of pinned memory, as `np.empty` makes one.
 
-    It is torch's own allocator that keeps the memory for the next batch: it knows which copies are still under way.
+    It is torch's own allocator that keeps the memory for the next batch: it knows which copies are still under way, as
+    `convert.tensor` makes tensors of what it has allocated.
     """
     dtype = np.dtype(dtype)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize

@@ -53,8 +53,8 @@ class MmapLoader:
             indices, one a batch, as a `DataLoader` takes it.
 
     A batch is the user's: its memory is used again only when no tensor refers to it any more. Iterating gives one
-    epoch and then stands at the start of the next one; `set_epoch`, `state_dict` and `load_state_dict` are those of
-    `mmap_ninja.Batches`.
+    epoch and then stands at the start of the next one; an iteration that is given up starts its epoch again, so a loop
+    that takes a part of each epoch has to call `set_epoch`. States are those of `mmap_ninja.Batches`.
 
     Raises `MapNotFoundError`, `MapCorruptError`, `ArgumentError`, `ArgumentTypeError`; while iterating
     `MapChangedError` if a map was replaced, `SampleError` for samples that make no batch, and any error of a function,
@@ -132,6 +132,11 @@ class MmapLoader:
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch; a position in that very epoch that was loaded just before stays."""
         self._batches.set_epoch(epoch)
+
+    @property
+    def sampler(self) -> MmapLoader:
+        """What has the `set_epoch` of this loader: itself. Trainers look for it here, as Lightning's does."""
+        return self
 
     def state_dict(self) -> dict[str, Any]:
         """The position, as a dict of plain values: what was handed out counts, what was prefetched does not.

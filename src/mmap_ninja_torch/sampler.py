@@ -74,7 +74,8 @@ class OrderBatchSampler(_Ordered[list[int]]):
     """Batches of indices: `DataLoader(dataset, batch_sampler=OrderBatchSampler(dataset, 32, shuffle=True))`.
 
     The same batches as those of `MmapLoader` with the same options, and of any number of ranks together: `batch_size`
-    is that of one process. Iterating gives one epoch and then stands at the start of the next one.
+    is that of one process. Iterating gives one epoch and then stands at the start of the next one; an iteration that
+    is given up starts its epoch again. Accelerate divides batches by itself: there, `shard` has to be `ReaderShard()`.
 
     Args:
         data_source: A dataset, or how many samples there are.
@@ -116,7 +117,9 @@ class OrderSampler(_Ordered[int]):
     """Indices one by one: `DataLoader(dataset, batch_size=32, sampler=OrderSampler(dataset))`.
 
     Instead of a `RandomSampler`, which needs a list of all indices, and a `DistributedSampler`: ranks take turns, and
-    all get equally many. Iterating gives one epoch and then stands at the start of the next one.
+    all get equally many. Iterating gives one epoch and then stands at the start of the next one; an iteration that is
+    given up starts its epoch again. Accelerate divides samples by itself, and so does Lightning unless
+    `Trainer(use_distributed_sampler=False)`: `shard` has to be `ReaderShard()` there.
 
     Args:
         data_source: A dataset, or how many samples there are.

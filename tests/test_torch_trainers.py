@@ -1,0 +1,112 @@
+"""Trainers that drive the loop: what Lightning and Accelerate make of a loader of ours."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the adapter for PyTorch needs it")
+
+from torch.utils.data import DataLoader  # noqa: E402
+
+from mmap_ninja import DenseMmap, Order, ReaderShard  # noqa: E402
+from mmap_ninja_torch import MmapDataset, MmapLoader, OrderBatchSampler  # noqa: E402
+
+N, BATCH = 20, 4
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),  # Lightning's own use of torch
+    pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*pkg_resources:DeprecationWarning"),
+]
+
+
+@pytest.fixture
+def numbers(tmp_path: Path) -> Path:
+    DenseMmap.from_ndarray(tmp_path / "numbers", np.arange(N))
+    return tmp_path / "numbers"
+
+
+class Killed(Exception):
+    """The end of a program, in the middle of an epoch."""
+
+
+def trained(
+    loader: Any, *, saved: Path | None = None, save: Path | None = None, after: int = -1, **options: Any
+) -> list[list[int]]:
+    """The batches that Lightning has seen, which goes on from a checkpoint, or dies after saving one."""
+    lightning = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed")
+    seen: list[list[int]] = []
+
+    class Sum(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def training_step(self, batch: Any, number: int) -> Any:
+            seen.append(batch.tolist())
+            return (batch * self.weight).sum()
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            if len(seen) == after:
+                self.trainer.save_checkpoint(save)
+                raise Killed
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    with suppress(Killed):
+        trainer.fit(Sum(), loader, ckpt_path=saved)
+    return seen
+
+
+def batches(epoch: int) -> list[list[int]]:
+    return [indices.tolist() for indices in Order(N, BATCH, shuffle=True).batches(epoch)]
+
+
+@pytest.fixture(params=["MmapLoader", "OrderBatchSampler"])
+def loader(request: pytest.FixtureRequest, numbers: Path) -> Any:
+    if request.param == "MmapLoader":
+        return MmapLoader(numbers, BATCH, shuffle=True)
+    dataset = MmapDataset(numbers)
+    return DataLoader(dataset, batch_sampler=OrderBatchSampler(dataset, BATCH, shuffle=True))
+
+
+def test_lightning_goes_from_epoch_to_epoch(loader: Any) -> None:
+    assert trained(loader, max_epochs=3) == [*batches(0), *batches(1), *batches(2)]
+
+
+def test_lightning_gets_other_batches_in_each_epoch_that_it_leaves_early(numbers: Path) -> None:
+    seen = trained(MmapLoader(numbers, BATCH, shuffle=True), max_epochs=3, limit_train_batches=2)
+    assert seen == [*batches(0)[:2], *batches(1)[:2], *batches(2)[:2]]
+
+
+def test_lightning_saves_the_position_and_goes_on_from_it(numbers: Path, tmp_path: Path) -> None:
+    seen = trained(MmapLoader(numbers, BATCH, shuffle=True), save=tmp_path / "checkpoint", after=7, max_epochs=3)
+    assert len(seen) == 7
+    rest = trained(MmapLoader(numbers, BATCH, shuffle=True), saved=tmp_path / "checkpoint", max_epochs=3)
+    assert seen + rest == [*batches(0), *batches(1), *batches(2)]
+
+
+def test_accelerate_takes_both_as_they_are(loader: Any) -> None:
+    accelerate = pytest.importorskip("accelerate", reason="Accelerate is not installed")
+    prepared = accelerate.Accelerator(cpu=True).prepare(loader)
+    assert [batch.tolist() for _ in range(2) for batch in prepared] == [*batches(0), *batches(1)]
+
+
+def test_what_divides_batches_itself_gets_those_of_a_single_process(numbers: Path) -> None:
+    sampler = OrderBatchSampler(N, BATCH, shuffle=True, shard=ReaderShard())
+    assert list(sampler) == batches(0)

@@ -263,6 +263,44 @@ def test_a_batch_by_its_number_tells_the_kernel_of_those_to_come(folder: Path, m
     assert told == []
 
 
+@pytest.mark.parametrize("change", ["replaced", "appended"])
+def test_a_batch_by_its_number_is_of_the_map_that_was_opened(tmp_path: Path, change: str) -> None:
+    m = DenseMmap.from_ndarray(tmp_path / "m", DENSE)
+    batches = Batches(m, 5)
+    if change == "replaced":
+        DenseMmap.from_ndarray(tmp_path / "m", DENSE + 1)
+    else:
+        m.append(DENSE[0])
+    with pytest.raises(MapChangedError, match=r"make new ones|open it again"):
+        batches.batch(0, 0)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda shape, dtype: np.empty((*shape, 1), dtype),
+        lambda shape, dtype: np.empty(shape, np.int8),
+        lambda shape, dtype: np.empty((2 * shape[0], *shape[1:]), dtype)[::2],
+        lambda shape, dtype: np.broadcast_to(np.zeros((), dtype), shape),
+        lambda shape, dtype: np.empty(shape, dtype).tolist(),
+    ],
+    ids=["shape", "dtype", "order", "read-only", "list"],
+)
+@pytest.mark.parametrize("name", ["rows", "dense", "images"])
+def test_what_is_to_be_filled_has_to_be_what_was_asked_for(folder: Path, made: Any, name: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="has to make a writable array of these in C order"):
+        list(Batches(folder / name, 5, layout="padded", empty=made))
+
+
+@pytest.mark.parametrize("empty", [[], np.zeros(0), np.zeros((0,), np.int8)], ids=["list", "float", "int8"])
+@pytest.mark.parametrize("layout", ["padded", "jagged"])
+def test_what_has_no_elements_takes_the_dtype_of_the_others(folder: Path, empty: Any, layout: str) -> None:
+    expected = list(Batches(folder / "rows", 5, layout=layout))
+    found = list(Batches(folder / "rows", 5, layout=layout, transform=lambda row: row if len(row) else empty))
+    assert [batch.values.dtype for batch in found] == [np.int16] * len(expected)
+    assert plain(found) == plain(expected)
+
+
 def test_a_batch_that_there_is_not(folder: Path) -> None:
     with pytest.raises(ArgumentError, match="k is 5, but an epoch has 5 batches"):
         Batches(folder / "dense", 5).batch(0, 5)

@@ -235,6 +235,25 @@ INTERRUPTED = "import os, signal; signal.signal(2, signal.default_int_handler); 
 ENDS = ["", "raise SystemExit(3)", "raise RuntimeError('on purpose')", INTERRUPTED]
 
 
+def test_large_batches_in_a_thread_that_outlives_the_main_one(large: Path) -> None:
+    program = """
+import sys, threading, time
+from mmap_ninja.batches import Batches
+
+def run():
+    while threading.main_thread().is_alive():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    print([batch.shape[0] for batch in Batches(sys.argv[1], 4)])
+
+threading.Thread(target=run).start()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(large)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr) == ("[4, 4, 4, 4]\n", "")
+
+
 @pytest.mark.parametrize("end", ENDS)
 def test_the_interpreter_ends_while_two_threads_gather(large: Path, end: str) -> None:
     test_the_interpreter_ends_while_batches_are_made(large, "", end)

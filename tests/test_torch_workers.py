@@ -28,7 +28,7 @@ from torch.utils.data import (  # noqa: E402
 )
 
 from mmap_ninja import DenseMmap, RaggedMmap, open_map, split  # noqa: E402
-from mmap_ninja.errors import SampleIndexError  # noqa: E402
+from mmap_ninja.errors import MapChangedError, SampleIndexError  # noqa: E402
 from mmap_ninja_torch import MmapDataset, list_collate  # noqa: E402
 from torch_data import COUNT, make_maps, same, tensors  # noqa: E402
 
@@ -122,6 +122,14 @@ def test_a_worker_reads_on_what_was_opened_when_the_map_is_replaced(tmp_path: Pa
     made = loader(MmapDataset(tmp_path / "points"), COUNT, 1)
     DenseMmap.from_ndarray(tmp_path / "points", np.zeros((3, 2)))
     assert same(list(made), [torch.stack(tensors("points"))])
+
+
+def test_a_spawned_worker_tells_that_the_map_was_replaced(tmp_path: Path) -> None:
+    make_maps(tmp_path, "points")
+    made = loader(MmapDataset(tmp_path / "points"), COUNT, 1, "spawn")
+    DenseMmap.from_ndarray(tmp_path / "points", np.zeros((3, 2)))
+    with pytest.raises(MapChangedError, match="was replaced"):
+        list(made)
 
 
 # -- what is built on a dataset --------------------------------------------------------------------------------------

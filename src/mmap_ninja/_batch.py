@@ -137,16 +137,23 @@ class Maker:
         if not self._is_helped or values.nbytes < _LARGE:
             _fill(values, one, indices)
             return values
-        self._helper = self._helper or _executor(1)
         size = -(-len(values) // _PIECES)
         pieces = deque(slice(first, first + size) for first in range(0, len(values), size))
         fill = partial(_fill_pieces, pieces, values, one, indices)
-        other = self._helper.submit(fill)
-        self._begun.append(other)
+        other = self._begun_beside(fill)
         fill()
-        if not other.cancel():  # a helper that has not come to it is not waited for
+        if other is not None and not other.cancel():  # a helper that has not come to it is not waited for
             other.result()
         return values
+
+    def _begun_beside(self, work: Made) -> Future[Any] | None:
+        """Work that the helper does, None where there are no new threads any more: at the end of the interpreter."""
+        try:
+            self._helper = self._helper or _executor(1)
+            self._begun.append(self._helper.submit(work))
+        except RuntimeError:
+            return None
+        return self._begun[-1]
 
     def _begin(self, read: Read, indices: Positions, form: Form) -> Made:
         """Read samples by all threads at once, and collate them."""

@@ -39,7 +39,7 @@ class GivenOrder(Progress):
         if passed < start:
             raise StateError(f"the state is of batch {start}, but the order that was given has only {passed}")
         for k, indices in enumerate(given, start):
-            if is_single(indices):
+            if is_single(indices) and getattr(indices, "ndim", 0) == 0:  # tensors of any size have __index__
                 raise ArgumentTypeError(
                     f"batch {k} of the order that was given is {indices!r}, expected the indices of several samples"
                 )

@@ -104,6 +104,12 @@ class View(Taking):
         origin: str | None = self._held()._origin()
         return origin
 
+    @property
+    def mode(self) -> str:
+        """That of the map."""
+        mode: str = self._held().mode
+        return mode
+
     def refresh(self) -> None:
         """Move to the newest committed state of the map, also of another one that has taken its place.
 

@@ -25,8 +25,9 @@ class Mmap(Making):
     between threads, and used in forked or spawned workers.
 
     Samples that are arrays are views of the mapped file, without a copy, and read-only but in `mode="c"`
-    (copy-on-write): there they may be written to, which changes what this process reads from this handle and never
-    the file. What a `wrapper_fn` gets is a copy, unless `copy_before_wrapper_fn=False`.
+    (copy-on-write): there they may be written to, which changes what this process reads from this handle, until it
+    appends or refreshes, and never the file. What a `wrapper_fn` gets is a copy, unless
+    `copy_before_wrapper_fn=False`.
     """
 
     def __init_subclass__(cls) -> None:

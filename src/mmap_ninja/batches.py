@@ -9,6 +9,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
+
 from mmap_ninja import buffers
 from mmap_ninja._ahead import Ahead
 from mmap_ninja._batch import Made, Maker, Recipe, parts
@@ -17,7 +19,7 @@ from mmap_ninja._readahead import Warmth, advise_by_number, advised, behind, che
 from mmap_ninja.collate import Form
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapChangedError, noted
 from mmap_ninja.fields import Fields, each, leaves, length, opened
-from mmap_ninja.gather import Empty
+from mmap_ninja.gather import Array, Empty
 from mmap_ninja.indexing import Positions, integer
 from mmap_ninja.order import Order, ReaderShard
 
@@ -56,7 +58,8 @@ class Batches:
         readahead: How many batches before its turn the kernel is told to read one from the disk; `"auto"` does so as
             long as the disk is read.
         with_indices: Whether to get `(indices, batch)`: int64 `(b,)`, positions in the source.
-        empty: Makes the arrays that are filled and handed out, as `np.empty` does; by default `buffers.empty`.
+        empty: Makes the arrays that are filled and handed out, in C order, as `np.empty(shape, dtype)` does; by default
+            `buffers.empty`.
 
     Arrays are of the batch alone, and writable: they are not used again as long as anything refers to them. Memory
     of batches that are gone is. Iterating gives one epoch and then stands at the start of the next; an iteration that
@@ -97,6 +100,8 @@ class Batches:
         empty: Empty = buffers.empty,
     ) -> None:
         self._recipe = Recipe(Form(layout, pad_value), transform, batch_transform, threads, empty)
+        if empty is not buffers.empty:
+            self._recipe = replace(self._recipe, empty=partial(_checked, empty))
         self._prefetch = integer("prefetch", prefetch, 0, what="a number of batches")
         self._readahead = check_readahead(readahead)
         self._warmth = Warmth()
@@ -216,6 +221,15 @@ class Batches:
                 yield (indices, batch) if self._with_indices else batch
                 start += 1
                 del batch
+
+
+def _checked(empty: Empty, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """What a function of the user's has made, if it can be filled."""
+    made: Any = empty(shape, dtype)
+    is_array = isinstance(made, np.ndarray) and made.flags.c_contiguous and made.flags.writeable
+    if not is_array or (made.shape, made.dtype) != (shape, dtype):
+        raise ArgumentTypeError(f"empty({shape}, {dtype}) has to make a writable array of these in C order")
+    return made  # type: ignore[no-any-return]
 
 
 def _will_need(fields: Fields, indices: Positions) -> None:

@@ -87,6 +87,7 @@ def collated(samples: Sequence[Any], numbers: Positions, form: Form, empty: Empt
     if layout == LIST or isinstance(first, str | bytes):
         return list(samples)
     arrays = [_as_array(sample, number) for sample, number in zip(samples, numbers, strict=True)]
+    arrays = _of_one_dtype(arrays)
     _check_same(arrays, numbers, "dtype")
     if layout == STACK or not any(map(attrgetter("ndim"), arrays)):
         _check_same(arrays, numbers, "shape")
@@ -126,6 +127,14 @@ def _as_array(sample: Any, number: int) -> Array:
     except (SampleError, SampleTypeError) as error:
         what = f"sample {number} became a {type(sample).__name__}; layout='list' takes everything"
         raise type(error)(f"{what}: {error}") from None
+
+
+def _of_one_dtype(arrays: list[Array]) -> list[Array]:
+    """Arrays without elements in the dtype of the others: an empty list has none of its own."""
+    if all(array.dtype == arrays[0].dtype for array in arrays):
+        return arrays
+    dtype = next((array.dtype for array in arrays if array.size), arrays[0].dtype)
+    return [array if array.size else array.astype(dtype) for array in arrays]
 
 
 def _check_same(arrays: Sequence[Array], numbers: Positions, what: str) -> None:

@@ -37,6 +37,16 @@ class Values:
         return len(self._array)
 
     @property
+    def mode(self) -> str:
+        """`"c"` for an array in memory, `"r"` for one that is read-only; for an `np.memmap` its own."""
+        base: Any = self._array if self._array.flags.writeable else None
+        while base is not None:
+            if isinstance(base, np.memmap):
+                return str(base.mode)
+            base = getattr(base, "base", None)
+        return "c" if self._array.flags.writeable else "r"
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """That of the array."""
         dtype: np.dtype[Any] = self._array.dtype

@@ -6,7 +6,9 @@
 
 try:
     import torch as _torch
-except ImportError as error:
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
     from mmap_ninja.errors import MissingExtraError
 
     raise MissingExtraError("mmap_ninja_torch needs PyTorch: pip install 'mmap-ninja[torch]'") from error

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
-from torch.utils.data import default_collate
 
 from mmap_ninja import Padding
 from mmap_ninja.buffers import empty
 from mmap_ninja.collate import Form, collated
-from mmap_ninja.errors import MmapNinjaError, noted
+from mmap_ninja.errors import ArgumentTypeError, MmapNinjaError, noted
 from mmap_ninja.fields import like, named_parts
 from mmap_ninja_torch import convert
 
@@ -54,6 +52,8 @@ def pad_collate(
             return {key: padding(part) for key, part in value.items()}
         if isinstance(value, tuple):
             return like(value, map(padding, value))
+        if isinstance(value, list):
+            raise ArgumentTypeError("padding_value is a list; pad_collate makes a collate_fn: collate_fn=pad_collate()")
         return value if isinstance(value, Padding) else Padding(value, length, side, multiple_of, buckets)
 
     def layout(value: Any) -> Any:
@@ -64,11 +64,13 @@ def pad_collate(
     return _Collate(Form(layout(padding_value), padding(padding_value), rest="stack"))
 
 
-def jagged_collate(samples: Sequence[Any]) -> Any:
+def jagged_collate(samples: Sequence[Any], *, parts: Iterable[Any] | None = None) -> Any:
     """A `collate_fn` that makes nested tensors in layout `torch.jagged`, ragged on the first axis of a sample.
 
     Dicts and tuples are collated part by part; tensors of no axis and numbers are stacked, texts and bytes become a
-    list. Raises `SampleError` for samples that differ on another axis, too.
+    list. With `parts`, keys or positions, only those become nested tensors, and all others are stacked:
+    `collate_fn=functools.partial(jagged_collate, parts=["tokens"])`. Raises `SampleError` for samples that differ on
+    another axis, too.
 
     Examples:
         >>> import torch
@@ -76,7 +78,8 @@ def jagged_collate(samples: Sequence[Any]) -> Any:
         >>> batch.values().tolist(), batch.offsets().tolist()
         ([1, 2, 3], [0, 2, 3])
     """
-    return _Collate(Form("jagged"))(samples)
+    layout = "jagged" if parts is None else dict.fromkeys(parts, "jagged")
+    return _Collate(Form(layout, rest="stack"))(samples)
 
 
 def list_collate(samples: Sequence[Any]) -> Any:
@@ -93,12 +96,8 @@ def list_collate(samples: Sequence[Any]) -> Any:
     if isinstance(first, Mapping | tuple):
         parts = {key: list_collate([sample[key] for sample in samples]) for key, _ in named_parts(first)}
         return parts if isinstance(first, Mapping) else like(first, parts.values())
-    is_number = isinstance(first, bool | int | float | complex | np.number | np.bool_)
-    return default_collate(list(samples)) if is_number or _is_scalar(first) else list(samples)
-
-
-def _is_scalar(sample: Any) -> bool:
-    return isinstance(sample, Tensor) and sample.ndim == 0
+    is_scalar = isinstance(first, np.generic)
+    return convert.stacked([convert.sample(one) for one in samples] if is_scalar else list(samples))
 
 
 @dataclass(frozen=True)

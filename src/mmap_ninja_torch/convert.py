@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from mmap_ninja.collate import Form
 from mmap_ninja.errors import ArgumentTypeError, SampleError
-from mmap_ninja.fields import like, named_parts
+from mmap_ninja.fields import Fields, like, named_parts
+from mmap_ninja.fields import opened as fields_of
 from mmap_ninja.gather import Jagged
 from mmap_ninja.gather import Padded as PaddedArrays
 
@@ -29,6 +31,11 @@ class Padded(NamedTuple):
     values: Tensor
     lengths: Tensor
     shapes: Tensor
+
+
+def opened(source: Any, mode: str = "r") -> Fields:
+    """The maps of a source, in which tensors on the CPU count as arrays."""
+    return fields_of(arrays(source), mode=mode)
 
 
 def torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
@@ -53,6 +60,8 @@ def tensor(array: Array) -> Tensor:
         made = torch.from_numpy(array)
         owner = _owner(array)
         return made if owner is None else _part(owner, made)
+    except ValueError:  # torch has no negative strides
+        return torch.from_numpy(array.copy())
     except TypeError:
         raise ArgumentTypeError(
             f"torch has no dtype for {dtype}; give a wrapper_fn (of MmapDataset, or of open_map), which makes of one "
@@ -73,7 +82,7 @@ def _part(owner: Tensor, made: Tensor) -> Tensor:
     offset, size = made.data_ptr() - owner.untyped_storage().data_ptr(), made.element_size()
     if offset % size:  # nothing of ours: torch cannot say where it lies
         return made
-    whole = torch.empty(0, dtype=made.dtype).set_(owner.untyped_storage())
+    whole = torch.empty(0, dtype=made.dtype, device="cpu").set_(owner.untyped_storage())
     return whole.as_strided(made.shape, made.stride(), offset // size)
 
 
@@ -134,37 +143,54 @@ def _array(one: Tensor) -> Array:
         return one.view(getattr(torch, f"uint{8 * one.element_size()}")).numpy().view(getattr(ml_dtypes, name))
 
 
-def batch(value: Any, form: Form) -> Any:
+def batch(value: Any, form: Form, known: dict[bytes, Tensor] | None = None) -> Any:
     """A batch of NumPy's as one of tensors.
 
-    `Padded` keeps its name; `Jagged` becomes a nested tensor, or a list of tensors where the layout is `"list"`.
+    `Padded` keeps its name; `Jagged` becomes a nested tensor, or a list of tensors where the layout is `"list"`. Nested
+    tensors whose samples are equally long share their offsets, which torch asks for where it combines them.
     """
+    known = {} if known is None else known
     if isinstance(value, Jagged):
-        return split(value) if form.layout == "list" else nested(value)
+        return split(value) if form.layout == "list" else nested(value, known)
     if isinstance(value, PaddedArrays):
         return Padded(*map(tensor, value))
     if isinstance(value, np.ndarray):
         return tensor(value)
     if isinstance(value, list):
-        return list(map(sample, value))
+        return stacked(list(map(sample, value)))
     if isinstance(value, Mapping | tuple):
         keys = [key for key, _ in named_parts(value)]
-        parts = {key: batch(part, form.part(keys, key)) for key, part in named_parts(value)}
+        parts = {key: batch(part, form.part(keys, key), known) for key, part in named_parts(value)}
         return parts if isinstance(value, Mapping) else like(value, parts.values())
     return value
 
 
-def split(value: Jagged) -> list[Tensor]:
-    """Samples that lie end to end as tensors of their own shapes, all of them parts of one memory."""
+def stacked(values: list[Any]) -> Any:
+    """One tensor of values that are all numbers or tensors of no axis; others stay a list."""
+    first = values[0]
+    if isinstance(first, Tensor):
+        is_scalar = all(isinstance(one, Tensor) and one.ndim == 0 for one in values)
+        return torch.stack(values) if is_scalar else values
+    return default_collate(values) if isinstance(first, bool | int | float | complex) else values
+
+
+def split(value: Jagged) -> Any:
+    """Samples that lie end to end as tensors of their own shapes, all of them parts of one memory.
+
+    To autograd they have nothing to do with each other: one may be changed in place while it needs another one.
+    Scalars become one tensor.
+    """
+    if value.shapes.shape[1] == 0:
+        return tensor(value.values)
     sizes = np.diff(value.offsets).tolist()
     parts = tensor(value.values).split_with_sizes(sizes)
     if value.shapes.shape[1] == 1 and (value.shapes >= 0).all():
-        return list(parts)
+        return [part.data for part in parts]
     shapes = ([size for size in shape if size >= 0] for shape in value.shapes.tolist())
-    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+    return [part.view(shape).data for part, shape in zip(parts, shapes, strict=True)]
 
 
-def nested(value: Jagged) -> Tensor:
+def nested(value: Jagged, known: dict[bytes, Tensor]) -> Tensor:
     """Samples that lie end to end as a nested tensor in layout `torch.jagged`, without a copy.
 
     It is `(b, j, *inner)`, where only the first axis of a sample may be of any length. Raises `SampleError` for
@@ -182,7 +208,8 @@ def nested(value: Jagged) -> Tensor:
         np.cumsum(lengths, out=offsets[1:])
         values = values.view(int(offsets[-1]), *_inner_shape(shapes))
     shortest, longest = int(lengths.min()), int(lengths.max())
-    return torch.nested.nested_tensor_from_jagged(values, tensor(offsets), min_seqlen=shortest, max_seqlen=longest)
+    shared = known.setdefault(offsets.tobytes(), tensor(offsets))
+    return torch.nested.nested_tensor_from_jagged(values, shared, min_seqlen=shortest, max_seqlen=longest)
 
 
 def _inner_shape(shapes: Array) -> list[int]:

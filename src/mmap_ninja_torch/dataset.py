@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy as shallow_copy
 from typing import Any
@@ -11,7 +12,7 @@ from torch.utils.data import Dataset
 
 from mmap_ninja import buffers
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, IndexTypeError
-from mmap_ninja.fields import Fields, each, length, like, named_parts, opened
+from mmap_ninja.fields import Fields, each, length, like, named_parts
 from mmap_ninja.indexing import is_single
 from mmap_ninja_torch import convert
 
@@ -33,12 +34,13 @@ class MmapDataset(Dataset[Any]):
             machine's byte order is copied all the same.
 
     Arrays become tensors of the same shape and dtype (in the byte order of the machine, bfloat16 and float8 included),
-    numbers tensors of no axis; texts stay `str`, bytes `bytes`. Needs no `worker_init_fn`: pickled it is a path, and a
-    worker, forked or spawned, opens the maps anew and sees the same samples. Texts and bytes do nothing for `copy`.
+    numbers tensors of no axis; texts stay `str`, bytes `bytes`. Needs no `worker_init_fn`: pickled, maps are paths
+    (arrays in memory are copied), which a spawned worker opens anew; a forked one reads what its parent has opened. All
+    see the same samples.
 
     Raises `MapNotFoundError`, `MapCorruptError`, `ArgumentError` (fields of unequal length), `ArgumentTypeError` (a
-    dtype that torch lacks, which names `wrapper_fn`), `SampleIndexError`; in a worker `MapChangedError` if a map was
-    replaced since.
+    dtype that torch lacks, which names `wrapper_fn`), `SampleIndexError`; in a spawned worker `MapChangedError` if a
+    map was replaced since.
 
     Examples:
         >>> import numpy as np
@@ -52,12 +54,27 @@ class MmapDataset(Dataset[Any]):
     def __init__(
         self, source: Any, wrapper_fn: Any = None, transform: Function | None = None, *, copy: bool = True
     ) -> None:
-        self._fields: Fields = opened(source, mode="r" if copy else "c")
-        self._length = length(self._fields)
         if transform is not None and not callable(transform):
             raise ArgumentTypeError(f"transform is {transform!r}, expected a function")
-        self._transform = transform
-        self._columns = _columns("source", self._fields, wrapper_fn, copy)
+        self._transform, self._wrapper_fn, self._is_copied = transform, wrapper_fn, copy
+        self._read(convert.opened(source, mode="r" if copy else "c"))
+        self._length = length(self._fields)
+
+    def _read(self, fields: Fields) -> None:
+        self._fields, self._columns = fields, _columns("source", fields, self._wrapper_fn, self._is_copied)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**vars(self), "_sent": pickle.dumps(self._fields)}
+        del state["_fields"], state["_columns"]
+        return state
+
+    def __getattr__(self, name: str) -> Any:
+        # A worker opens the maps when it reads the first sample, not while it is spawned: there, torch tells the
+        # parent of an error.
+        if name not in ("_fields", "_columns") or "_sent" not in vars(self):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self._read(pickle.loads(vars(self).pop("_sent")))
+        return vars(self)[name]
 
     def __len__(self) -> int:
         return self._length
@@ -106,9 +123,9 @@ class _Column:
         if self._dtype is None or not self._is_copied:
             return [self.read(index) for index in indices]
         if not hasattr(field, "sample_shape"):
-            return convert.split(field.take_jagged(indices))
+            return list(convert.split(field.take_jagged(indices)))
         values = buffers.empty((len(indices), *field.sample_shape), self._dtype)
-        return list(convert.tensor(field.take(indices, out=values)))
+        return [row.data for row in convert.tensor(field.take(indices, out=values))]  # see `split`
 
 
 def _columns(name: str, fields: Fields, wrapper_fn: Any, is_copied: bool) -> Any:
@@ -128,8 +145,8 @@ def _columns(name: str, fields: Fields, wrapper_fn: Any, is_copied: bool) -> Any
 
 
 def _check_private(name: str, field: Any) -> None:
-    sample = field[0] if len(field) else None
-    if isinstance(sample, np.ndarray) and not sample.flags.writeable:
+    """Refuse maps and arrays of which a written sample would change a file."""
+    if getattr(field, "mode", "c") != "c":
         raise ArgumentError(f'copy=False needs paths, or maps that were opened with mode="c"; {name} is none')
 
 

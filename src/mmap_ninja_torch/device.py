@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
-from functools import partial
-from itertools import starmap
+from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping
+from copy import copy
+from functools import cache
+from itertools import chain, starmap
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def pinned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """
     dtype = np.dtype(dtype)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy().view(dtype).reshape(shape)
+    return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=True).numpy().view(dtype).reshape(shape)
 
 
 def sent(batches: Iterator[Any], device: torch.device) -> Generator[Any, None, None]:
@@ -59,18 +60,18 @@ def sent(batches: Iterator[Any], device: torch.device) -> Generator[Any, None, N
         yield from _ahead(batches, device)
     else:
         for batch in batches:
-            yield _each_tensor(lambda tensor: tensor.to(device), batch, one_copy=True)
+            yield Copy(device)(batch)
 
 
 def _ahead(batches: Iterator[Any], device: torch.device) -> Generator[Any, None, None]:
-    side: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    side = _side_stream(device)
     under_way: deque[tuple[Any, Any]] = deque()  # copies, and the memory that they read from
 
     def copied(batch: Any) -> tuple[Any, Any]:
         while under_way and under_way[0][0].query():
             under_way.popleft()
         with torch.cuda.stream(side):
-            there = _each_tensor(lambda tensor: tensor.to(device, non_blocking=True), batch, one_copy=True)
+            there = Copy(device)(batch)
             event = side.record_event()
         under_way.append((event, batch))
         return there, event
@@ -79,12 +80,20 @@ def _ahead(batches: Iterator[Any], device: torch.device) -> Generator[Any, None,
         stream = torch.cuda.current_stream(device)
         stream.wait_event(event)
         # Its memory belongs to the other stream, which must not use it again before this one is through with it.
-        return _each_tensor(partial(_used_by, stream), there)
+        for tensor in _tensors(there):
+            tensor.record_stream(stream)
+        return there
 
     try:
         yield from starmap(handed_out, _one_behind(map(copied, batches)))
     finally:
         side.synchronize()
+
+
+@cache
+def _side_stream(device: torch.device) -> Any:
+    """One for all: what the allocator has cached for one stream is of no use to another one."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _one_behind(items: Iterator[Any]) -> Iterator[Any]:
@@ -104,36 +113,74 @@ def _one_behind(items: Iterator[Any]) -> Iterator[Any]:
         raise failure
 
 
-def _used_by(stream: Any, tensor: Tensor) -> Tensor:
-    tensor.record_stream(stream)
-    return tensor
+class Copy:
+    """Copies what is in a batch to a device, without waiting for it: lists, dicts and tuples of tensors stay such.
 
-
-def _each_tensor(function: Callable[[Tensor], Tensor], value: Any, *, one_copy: bool = False) -> Any:
-    """What the function makes of each tensor in lists, dicts and tuples, in the same ones.
-
-    Where it copies, and the tensors of a list are parts of one, it gets that one.
+    What has a `to` of its own is asked for it. Parts of one tensor are copied together, and nested tensors that share
+    their offsets still do so afterwards.
     """
-    if isinstance(value, Tensor):
-        return function(value)
-    part = partial(_each_tensor, function, one_copy=one_copy)
-    if isinstance(value, Mapping):
-        return {key: part(one) for key, one in value.items()}
-    if isinstance(value, list):
-        whole = _whole(value) if one_copy else None
-        return list(map(part, value)) if whole is None else _parts(function(whole), value)
-    return like(value, map(part, value)) if isinstance(value, tuple) else value
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._known: dict[int, Tensor] = {}  # by the id of what was copied, which the batch keeps
+
+    def __call__(self, value: Any) -> Any:
+        """The same there."""
+        if isinstance(value, Tensor) and value.is_nested and value.layout == torch.jagged:
+            return self._nested(value)
+        if hasattr(value, "to"):
+            return value.to(self._device, non_blocking=True)
+        if isinstance(value, Mapping):
+            return _like_mapping(value, {key: self(part) for key, part in value.items()})
+        if isinstance(value, list):
+            whole = _whole(value)
+            return list(map(self, value)) if whole is None else _parts(self(whole), value)
+        return like(value, map(self, value)) if isinstance(value, tuple) else value
+
+    def _nested(self, value: Any) -> Tensor:
+        # Its own `to` waits for the offsets, and gives each tensor some of its own.
+        offsets = value.offsets()
+        if id(offsets) not in self._known:
+            self._known[id(offsets)] = offsets.to(self._device, non_blocking=True)
+        lengths, values = offsets.diff(), value.values().to(self._device, non_blocking=True)
+        shortest, longest = int(lengths.min()), int(lengths.max())
+        return torch.nested.nested_tensor_from_jagged(
+            values, self._known[id(offsets)], min_seqlen=shortest, max_seqlen=longest
+        )
+
+
+def _like_mapping(given: Mapping[Any, Any], parts: dict[Any, Any]) -> Any:
+    """The parts as a mapping of the same kind."""
+    if type(given) is dict or not isinstance(given, MutableMapping):
+        return parts
+    made = copy(given)
+    made.update(parts)
+    return made
 
 
 def _whole(tensors: list[Any]) -> Tensor | None:
-    """The contiguous tensor that all of these are parts of, and nothing else is part of."""
-    whole = getattr(tensors[0], "_base", None) if tensors else None
-    if not isinstance(whole, Tensor) or not whole.is_contiguous():
+    """All of the memory that these share, where they have one dtype and nothing of it is anybody else's."""
+    if len(tensors) < 2 or not all(isinstance(one, Tensor) and one.layout == torch.strided for one in tensors):
         return None
-    is_split = all(isinstance(one, Tensor) and one._base is whole and one.dtype == whole.dtype for one in tensors)
-    return whole if is_split and sum(one.numel() for one in tensors) == whole.numel() else None
+    storage, dtype = tensors[0].untyped_storage(), tensors[0].dtype
+    if any(one.dtype != dtype or one.untyped_storage()._cdata != storage._cdata for one in tensors):
+        return None
+    if sum(one.nbytes for one in tensors) != storage.nbytes():
+        return None
+    return torch.empty(0, dtype=dtype, device=tensors[0].device).set_(storage)
 
 
 def _parts(there: Tensor, tensors: list[Tensor]) -> list[Tensor]:
     """The same parts of its copy."""
-    return [there.as_strided(one.shape, one.stride(), one.storage_offset()) for one in tensors]
+    return [there.as_strided(one.shape, one.stride(), one.storage_offset()).data for one in tensors]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors on a device that are in lists, dicts and tuples."""
+    if isinstance(value, Tensor):
+        if not value.is_cpu:
+            yield value
+    elif isinstance(value, Mapping):
+        yield from chain.from_iterable(map(_tensors, value.values()))
+    elif isinstance(value, list | tuple):
+        yield from chain.from_iterable(map(_tensors, value))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from mmap_ninja import Batches, ReaderShard
 from mmap_ninja.collate import Form
-from mmap_ninja.errors import ArgumentError, ArgumentTypeError
-from mmap_ninja.fields import Fields, each_named, like, named_parts, opened
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError, StateError, noted
+from mmap_ninja.fields import Fields, each_named, like, named_parts
 from mmap_ninja.indexing import integer
 from mmap_ninja_torch import convert
 from mmap_ninja_torch import device as devices
-from mmap_ninja_torch.process import reader_shard
+from mmap_ninja_torch.dataset import MmapDataset
+from mmap_ninja_torch.process import BATCH_SIZE_OF_STATES, Reader
 
 Function = Callable[[Any], Any]
 
@@ -32,9 +34,10 @@ class MmapLoader:
         drop_last: Whether to leave out the last batch if it is incomplete.
         layout: What becomes of samples of several sizes: `"list"` (of tensors), `"padded"` (`Padded(values, lengths,
             shapes)` of tensors), `"jagged"` (a nested tensor, which may be ragged on the first axis of a sample) or
-            `"stack"` (one tensor; refuses samples that differ in shape). Samples of a dense map are always one tensor
-            `(b, *sample_shape)`, texts and bytes a list. By default `"list"`, and `"stack"` for what `transform`
-            returns. A dict or tuple gives the parts of a batch layouts of their own.
+            `"stack"` (one tensor; refuses samples that differ in shape). Samples of a dense map as they are stored are
+            always one tensor `(b, *sample_shape)`, and so are numbers; texts and bytes are a list. By default
+            `"list"`, and `"stack"` for what `transform` returns. A dict or tuple gives the parts of a batch layouts of
+            their own.
         padding_value: What `"padded"` fills up with; or a `Padding`, which has all options of `take_padded`; or a dict
             or tuple of those.
         transform: A function of one sample as `MmapDataset` has it: tensors of their own memory. What it returns
@@ -92,21 +95,15 @@ class MmapLoader:
         for name, function in {"transform": transform, "batch_transform": batch_transform}.items():
             if function is not None and not callable(function):
                 raise ArgumentTypeError(f"{name} is {function!r}, expected a function")
-        fields = opened(source)
+        fields = convert.opened(source)
         dtypes = each_named(convert.dtype_of, fields)
         form = Form(("list" if transform is None else "stack") if layout is None else layout, padding_value)
         form.check("padding_value")
         self._layout = form.layout
         self._device = devices.device_of(device)
-        options: dict[str, Any] = {"order": batch_sampler}
-        if batch_sampler is None:
-            reader = reader_shard(shard)
-            size = integer("batch_size", batch_size, 1) * reader.count
-            options = {"batch_size": size, "shuffle": shuffle, "seed": seed, "drop_last": drop_last, "shard": reader}
-        elif not isinstance(batch_sampler, Iterable):
-            raise ArgumentTypeError(f"batch_sampler is {batch_sampler!r}, expected an iterable of lists of indices")
-        elif (batch_size, shuffle, seed, drop_last, shard) != (None, False, 0, False, None):
-            raise ArgumentError("batch_sampler says which samples make a batch: leave out what else would")
+        self._fields, self._transform, self.batch_size = fields, transform, batch_size
+        self._reader = None if batch_sampler is not None else Reader(shard)
+        own = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed, "drop_last": drop_last, "shard": shard}
         self._batches = Batches(
             fields,
             layout=_layouts(fields, form) if transform is None else form.layout,
@@ -117,7 +114,7 @@ class MmapLoader:
             prefetch=prefetch,
             readahead=readahead,
             empty=devices.memory(pin_memory, self._device),
-            **options,
+            **_order(batch_sampler, self._reader, own),
         )
 
     def __len__(self) -> int:
@@ -134,9 +131,14 @@ class MmapLoader:
         self._batches.set_epoch(epoch)
 
     @property
-    def sampler(self) -> MmapLoader:
-        """What has the `set_epoch` of this loader: itself. Trainers look for it here, as Lightning's does."""
-        return self
+    def dataset(self) -> MmapDataset:
+        """The same samples one by one."""
+        return MmapDataset(self._fields, transform=self._transform)
+
+    @property
+    def batch_sampler(self) -> Any:
+        """Something whose `sampler` is this loader: trainers look for a `set_epoch` there, as Lightning's does."""
+        return SimpleNamespace(sampler=self)
 
     def state_dict(self) -> dict[str, Any]:
         """The position, as a dict of plain values: what was handed out counts, what was prefetched does not.
@@ -147,15 +149,34 @@ class MmapLoader:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to where `state_dict` was called. Raises `StateError` for a state of something else."""
-        self._batches.load_state_dict(state)
+        try:
+            self._batches.load_state_dict(state)
+        except StateError as error:
+            raise noted(error, BATCH_SIZE_OF_STATES)  # noqa: B904 - the same error, with a note
 
     def __iter__(self) -> Iterator[Any]:
+        if self._reader is not None:
+            self._reader.check()
         if self._device is None:
             return iter(self._batches)
         return self._batches.through(partial(devices.sent, device=self._device))
 
     def __repr__(self) -> str:
         return f"<MmapLoader, layout={self._layout!r}, epoch={self.epoch}>"
+
+
+def _order(batch_sampler: Any, reader: Reader | None, own: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the core that say which samples make a batch."""
+    if reader is not None:
+        if own["batch_size"] is None:
+            raise ArgumentTypeError("batch_size is missing; only with batch_sampler= there is none")
+        size = integer("batch_size", own["batch_size"], 1) * reader.shard.count
+        return {**own, "batch_size": size, "shard": reader.shard}
+    if not isinstance(batch_sampler, Iterable):
+        raise ArgumentTypeError(f"batch_sampler is {batch_sampler!r}, expected an iterable of lists of indices")
+    if tuple(own.values()) != (None, False, 0, False, None):
+        raise ArgumentError("batch_sampler says which samples make a batch: leave out what else would")
+    return {"order": batch_sampler}
 
 
 def _layouts(fields: Fields, form: Form) -> Any:

@@ -5,15 +5,31 @@ from __future__ import annotations
 from torch import distributed
 
 from mmap_ninja import ReaderShard
-from mmap_ninja.errors import ArgumentTypeError
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError
+
+BATCH_SIZE_OF_STATES = "the batch_size of a state is that of all ranks together"
 
 
-def reader_shard(given: ReaderShard | None) -> ReaderShard:
-    """The one that was given, else rank and world size of `torch.distributed`, where that was initialised."""
-    if given is not None:
-        if not isinstance(given, ReaderShard):
+class Reader:
+    """The reader that this process is: the `shard` that was given, else rank and world size of `torch.distributed`."""
+
+    def __init__(self, given: ReaderShard | None) -> None:
+        if given is not None and not isinstance(given, ReaderShard):
             raise ArgumentTypeError(f"shard is {given!r}, expected a ReaderShard(index, count)")
-        return given
+        self._is_given = given is not None
+        self.shard = _of_this_process() if given is None else given
+
+    def check(self) -> None:
+        """Refuse to go on as the reader that this process was before `torch.distributed` was initialised."""
+        now = self.shard if self._is_given else _of_this_process()
+        if now != self.shard:
+            raise ArgumentError(
+                f"this was made for reader {self.shard.index} of {self.shard.count}, and is used in {now.index} of "
+                f"{now.count}: make it after init_process_group (under Lightning in train_dataloader), or give shard="
+            )
+
+
+def _of_this_process() -> ReaderShard:
     if distributed.is_available() and distributed.is_initialized():
         return ReaderShard(distributed.get_rank(), distributed.get_world_size())
     return ReaderShard()

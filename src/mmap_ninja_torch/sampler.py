@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from itertools import chain
 from typing import Any, Generic, TypeVar
 
 from torch.utils.data import Sampler
 
 from mmap_ninja import Order, ReaderShard
+from mmap_ninja.errors import StateError, noted
 from mmap_ninja.indexing import integer
-from mmap_ninja_torch.process import reader_shard
+from mmap_ninja_torch.process import BATCH_SIZE_OF_STATES, Reader
 
 T = TypeVar("T")
 
@@ -29,8 +30,9 @@ class _Ordered(Sampler[T], Generic[T]):
         shard: ReaderShard | None,
     ) -> None:
         n = len(data_source) if isinstance(data_source, Sized) else data_source
-        shard, size = reader_shard(shard), integer("batch_size", batch_size, 1)
-        self._order = Order(n, size * shard.count, shuffle=shuffle, seed=seed, drop_last=drop_last, shard=shard)
+        self._reader = Reader(shard)
+        size = integer("batch_size", batch_size, 1) * self._reader.shard.count
+        self._order = Order(n, size, shuffle=shuffle, seed=seed, drop_last=drop_last, shard=self._reader.shard)
         self._epoch = 0  # the one that was begun last
 
     @property
@@ -59,8 +61,15 @@ class _Ordered(Sampler[T], Generic[T]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to where `state_dict` was called, also with another number of ranks. Raises `StateError`."""
-        self._order.load_state_dict(state)
+        try:
+            self._order.load_state_dict(state)
+        except StateError as error:
+            raise noted(error, BATCH_SIZE_OF_STATES)  # noqa: B904 - the same error, with a note
         self._epoch = self._order.epoch
+
+    def _begun(self, batches: Callable[[int, int], Iterator[T]]) -> Iterator[T]:
+        self._reader.check()
+        return self._order.through(batches)
 
     def _from(self, epoch: int, start: int) -> Iterator[list[int]]:
         self._epoch = epoch
@@ -104,13 +113,19 @@ class OrderBatchSampler(_Ordered[list[int]]):
         shard: ReaderShard | None = None,
     ) -> None:
         super().__init__(data_source, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, shard=shard)
+        self.batch_size, self.drop_last = batch_size, drop_last
+
+    @property
+    def sampler(self) -> OrderBatchSampler:
+        """Itself: trainers look for a `set_epoch` here, as Lightning's does."""
+        return self
 
     def __len__(self) -> int:
         """Batches an epoch, of this process."""
         return len(self._order)
 
     def __iter__(self) -> Iterator[list[int]]:
-        return self._order.through(self._from)
+        return self._begun(self._from)
 
 
 class OrderSampler(_Ordered[int]):
@@ -151,4 +166,13 @@ class OrderSampler(_Ordered[int]):
         return len(self._order)
 
     def __iter__(self) -> Iterator[int]:
-        return self._order.through(lambda epoch, start: chain.from_iterable(self._from(epoch, start)))
+        return self._begun(lambda epoch, start: chain.from_iterable(self._from(epoch, start)))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where `state_dict` was called, also with another number of ranks that divides what was seen."""
+        ranks = self._order.batch_size
+        given: Any = state
+        seen = given.get("samples_seen") if isinstance(given, Mapping) else None
+        if isinstance(seen, int) and seen % ranks == 0:
+            given = {**given, "batch_size": ranks}  # which is the number of ranks
+        super().load_state_dict(given)

@@ -27,9 +27,9 @@ from mmap_ninja.indexing import Positions, checked, listed, merged, out_of_range
 class DenseMmap(Mmap):
     """A map whose samples all have the same shape and dtype, stored as one array `(n, *sample_shape)`.
 
-    `m[i]` is a view `(*sample_shape)`, read-only but in `mode="c"`, a slice a view `(k, *sample_shape)`, a list, integer array or mask
-    an array of its own. `mode="r+"` allows assignment; `append` and `extend` work in both modes. A folder that
-    does not exist is an empty map; the first `append` makes it.
+    `m[i]` is a view `(*sample_shape)`, read-only but in `mode="c"`, a slice a view `(k, *sample_shape)`, a list,
+    integer array or mask an array of its own. `mode="r+"` allows assignment; `append` and `extend` work in both
+    modes. A folder that does not exist is an empty map; the first `append` makes it.
 
     Examples:
         >>> m = DenseMmap.from_ndarray("digits", np.arange(6).reshape(3, 2))

@@ -28,10 +28,10 @@ _SCALARS = "biuf"  # 0-d samples of these kinds read as Python scalars, as in 0.
 class RaggedMmap(Mmap):
     """A map of arrays of one dtype and any shapes, which may also differ in their number of axes.
 
-    `m[i]` is a view of the sample's own shape, read-only but in `mode="c"`; many samples are a list of such views. `mode="r+"` allows
-    assignment of samples of the same size; `append` and `extend` work in both modes. A folder that does not exist
-    is an empty map; the first `append` makes it. The `*_key` arguments name the subfolders of maps that were
-    written by mmap_ninja 0.9.0 with names of their own.
+    `m[i]` is a view of the sample's own shape, read-only but in `mode="c"`; many samples are a list of such views.
+    `mode="r+"` allows assignment of samples of the same size; `append` and `extend` work in both modes. A folder that
+    does not exist is an empty map; the first `append` makes it. The `*_key` arguments name the subfolders of maps
+    that were written by mmap_ninja 0.9.0 with names of their own.
 
     Examples:
         >>> m = RaggedMmap.from_lists("rows", [np.arange(3), np.arange(5)])

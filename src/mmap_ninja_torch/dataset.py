@@ -71,10 +71,13 @@ class MmapDataset(Dataset[Any]):
     def __getattr__(self, name: str) -> Any:
         # A worker opens the maps when it reads the first sample, not while it is spawned: there, torch tells the
         # parent of an error.
-        if name not in ("_fields", "_columns") or "_sent" not in vars(self):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        self._read(pickle.loads(vars(self).pop("_sent")))
-        return vars(self)[name]
+        sent = vars(self).get("_sent")
+        if name in ("_fields", "_columns") and sent is not None:
+            self._read(pickle.loads(sent))
+            vars(self).pop("_sent", None)
+        if name in vars(self):  # it was another thread, maybe
+            return vars(self)[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __len__(self) -> int:
         return self._length

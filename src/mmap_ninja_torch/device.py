@@ -165,6 +165,8 @@ def _whole(tensors: list[Any]) -> Tensor | None:
     storage, dtype = tensors[0].untyped_storage(), tensors[0].dtype
     if any(one.dtype != dtype or one.untyped_storage()._cdata != storage._cdata for one in tensors):
         return None
+    if any(one.requires_grad for one in tensors):
+        return None
     if sum(one.nbytes for one in tensors) != storage.nbytes():
         return None
     return torch.empty(0, dtype=dtype, device=tensors[0].device).set_(storage)

@@ -3,5 +3,14 @@
 import pytest
 
 pytest.register_assert_rewrite(
-    "contracts", "changes", "fuzz", "maps_of_0_9", "model", "plain_reader", "power", "take_contract", "torch_data"
+    "contracts",
+    "changes",
+    "fuzz",
+    "maps_of_0_9",
+    "model",
+    "plain_reader",
+    "power",
+    "take_contract",
+    "torch_batches",
+    "torch_data",
 )

@@ -1,8 +1,9 @@
-"""Trainers that drive the loop: what Lightning and Accelerate make of a loader of ours."""
+"""Trainers that drive the loop: what Lightning and Accelerate make of a loader of ours, and of a stock one."""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,27 @@ from mmap_ninja import DenseMmap, Order, ReaderShard  # noqa: E402
 from mmap_ninja_torch import MmapDataset, MmapLoader, OrderBatchSampler  # noqa: E402
 
 N, BATCH = 20, 4
+PATIENCE = 120  # seconds after which a loader that waits for a worker gives up
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),  # Lightning's own use of torch
     pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*pkg_resources:DeprecationWarning"),
 ]
+forks = pytest.mark.filterwarnings(
+    "ignore:.*multi-threaded, use of fork:DeprecationWarning"  # torch's idle threads make Python 3.12 warn of any fork
+)
 
 
 @pytest.fixture
 def numbers(tmp_path: Path) -> Path:
     DenseMmap.from_ndarray(tmp_path / "numbers", np.arange(N))
     return tmp_path / "numbers"
+
+
+def numbers_of(batch: Any) -> Any:
+    """The tensor of a batch, whether it came alone or in a dict."""
+    return batch["number"] if isinstance(batch, dict) else batch
 
 
 class Killed(Exception):
@@ -48,8 +58,9 @@ def trained(
             self.weight = torch.nn.Parameter(torch.zeros(1))
 
         def training_step(self, batch: Any, number: int) -> Any:
-            seen.append(batch.tolist())
-            return (batch * self.weight).sum()
+            numbers = numbers_of(batch)
+            seen.append(numbers.tolist())
+            return (numbers * self.weight).sum()
 
         def on_train_batch_end(self, *_: Any) -> None:
             if len(seen) == after:
@@ -83,6 +94,26 @@ def loader(request: pytest.FixtureRequest, numbers: Path) -> Any:
         return MmapLoader(numbers, BATCH, shuffle=True)
     dataset = MmapDataset(numbers)
     return DataLoader(dataset, batch_sampler=OrderBatchSampler(dataset, BATCH, shuffle=True))
+
+
+@pytest.fixture
+def stock(numbers: Path) -> Any:
+    """A DataLoader as anybody makes one, with a worker, over samples that are dicts."""
+    options = {"num_workers": 1, "multiprocessing_context": "fork", "timeout": PATIENCE}
+    return DataLoader(MmapDataset({"number": numbers}), 3, shuffle=True, **options)
+
+
+@forks
+def test_lightning_sees_every_sample_once(stock: Any) -> None:
+    seen = trained(stock, max_epochs=1)
+    assert sorted(chain(*seen)) == list(range(N))
+
+
+@forks
+def test_accelerate_sees_every_sample_once(stock: Any) -> None:
+    accelerate = pytest.importorskip("accelerate", reason="Accelerate is not installed")
+    seen = [batch["number"].tolist() for batch in accelerate.Accelerator(cpu=True).prepare(stock)]
+    assert sorted(chain(*seen)) == list(range(N))
 
 
 def test_lightning_goes_from_epoch_to_epoch(loader: Any) -> None:

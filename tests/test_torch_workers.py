@@ -8,7 +8,7 @@ import re
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -353,51 +353,3 @@ def seconds_to_a_batch_of_each(dataset: Any) -> float:
     for _ in range(4):
         next(batches)
     return time.perf_counter() - started
-
-
-# -- Lightning and Accelerate ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def seen_once(numbers: Path) -> Iterator[tuple[Any, list[Any]]]:
-    """A loader, and a list for the batches of one epoch, which have to be all samples."""
-    seen: list[Any] = []
-    yield loader(MmapDataset({"number": numbers}), 3, 1, shuffle=True), seen
-    assert sorted(torch.cat([batch["number"] for batch in seen]).tolist()) == list(range(10))
-
-
-@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning's own use of torch
-@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
-@pytest.mark.filterwarnings("ignore:.*pkg_resources:DeprecationWarning")
-def test_lightning_sees_every_sample_once(seen_once: tuple[Any, list[Any]]) -> None:
-    lightning = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed")
-    made, seen = seen_once
-
-    class Sum(lightning.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(1))
-
-        def training_step(self, batch: Any, number: int) -> Any:
-            seen.append(batch)
-            return (batch["number"] * self.weight).sum()
-
-        def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.parameters(), 0.1)
-
-    trainer = lightning.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(Sum(), made)
-
-
-def test_accelerate_sees_every_sample_once(seen_once: tuple[Any, list[Any]]) -> None:
-    accelerate = pytest.importorskip("accelerate", reason="Accelerate is not installed")
-    made, seen = seen_once
-    seen.extend(accelerate.Accelerator(cpu=True).prepare(made))

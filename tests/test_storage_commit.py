@@ -367,7 +367,7 @@ def test_an_append_that_stands_is_no_error_though_others_write_at_once(m: Ragged
 
 
 def test_a_handle_without_descriptors_reads_on_when_there_are_some(m: RaggedMmap) -> None:
-    def no_more(folder: str, file: object) -> None:
+    def no_more(folder: str, file: object, **options: object) -> None:
         raise DiskError(errno.EMFILE, "Too many open files", folder)
 
     with pytest.MonkeyPatch.context() as patch:

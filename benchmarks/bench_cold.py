@@ -10,7 +10,9 @@ limit. All go by the same order, and every byte gets into memory of the process.
 than that, the pages were not cold, and there is no figure. It is much more where the kernel reads around each fault,
 as far as the disk's read-ahead says. In a whole epoch that pays, if the memory holds all data: early faults bring in
 what later ones would need; then nothing may be as fast, compared with `np.load`, as is asked for. The first tenth of
-an epoch shows what reading around costs where memory does not hold all data.
+an epoch shows what reading around costs where memory does not hold all data; so does a control group that permits less
+memory than there is data (and no fewer than some hundred MB, for the processes themselves):
+`systemd-run --scope -p MemoryMax=400M python -m benchmarks.bench_cold --rounds 3`. That takes long: `np.load` crawls.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -51,6 +51,49 @@ def test_warm_data_is_soon_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [("advised", 0), ("tried", 31), ("tried", 63), ("tried", 95)]
     seen = [event for event in through(100, None, warmth) if event[0] != "came"]
     assert seen == [("tried", 27), ("tried", 59), ("tried", 91)]  # the next epoch begins warm
+
+
+@pytest.mark.parametrize(
+    ("ahead", "reads", "expected"),
+    [
+        (0, [7] * 99, []),
+        (2, [7] * 99, [True, False]),
+        (None, range(99), [True, False]),
+        (None, [7] * 99, []),
+        (None, [7] * 20 + list(range(8, 99)), [True, False]),
+        (None, [7] * 9 + list(range(8, 20)) + [19] * 99, [True, False]),
+    ],
+    ids=["no advice", "always", "cold", "warm", "gets cold", "gets cold, then warm"],
+)
+def test_nothing_is_read_around_a_page_as_long_as_batches_are_advised(
+    monkeypatch: pytest.MonkeyPatch, ahead: int | None, reads: Iterable[int], expected: list[bool]
+) -> None:
+    now, told, warmth = iter(reads), [], Warmth()
+    monkeypatch.setattr(_readahead, "_reads_of_this_thread", lambda: next(now))
+    if 7 in reads:
+        warmth._quiet = _readahead._QUIET
+    for _ in advised(map(range, [SIZE] * 40), lambda _: None, ahead, warmth, told.append):
+        pass
+    assert told == expected
+    running = advised(map(range, [SIZE] * 40), lambda _: None, 1, warmth, told.append)
+    next(running)
+    running.close()
+    assert told == [*expected, True, False]  # also where the rest is not wanted
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_RANDOM"), reason="the system takes no advice")
+def test_the_mapping_is_told_while_batches_are_advised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    RaggedMmap.from_lists(tmp_path / "rows", [np.arange(5)] * 40)
+    DenseMmap.from_ndarray(tmp_path / "dense", np.zeros((40, 4)))
+    told: list[bool] = []
+    monkeypatch.setattr(MappedFile, "expect", lambda self, *, random: told.append(random))
+    source = {"rows": tmp_path / "rows", "dense": select(DenseMmap(tmp_path / "dense"), range(40)), "n": np.arange(40)}
+    for batch in Batches(source, 8, readahead=2):
+        assert len(batch["n"]) == 8
+    assert told == [True, True, False, False]
+    monkeypatch.undo()
+    expected = [batch["dense"].sum() for batch in Batches(source, 8, readahead=0)]
+    assert [batch["dense"].sum() for batch in Batches(source, 8, readahead=2)] == expected
 
 
 def test_how_far_ahead_auto_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import Any, TypeVar
 
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError
@@ -37,20 +36,38 @@ def check_readahead(readahead: Any) -> int | None:
 
 
 def advised(
-    batches: Iterable[Any], will_need: Callable[[Any], object], ahead: int | None, warmth: Warmth
+    batches: Iterable[Any],
+    will_need: Callable[[Any], object],
+    ahead: int | None,
+    warmth: Warmth,
+    expect: Callable[[bool], object] = bool,
 ) -> Iterator[Any]:
     """The same batches; before one comes, `will_need` has heard of it and of those up to `ahead` after it.
 
     With None, for as long as `warmth` finds that the kernel has something to read: to advise of what is in memory
-    takes half of the time of copying it.
+    takes half of the time of copying it. So long, `expect(True)` has told that nothing else is wanted: where the memory
+    holds a part of the data only, reading around a page throws others out before their turn, of which each is read
+    with all around it again.
     """
     if ahead == 0:
         yield from batches
         return
     warmth.begin()
+    is_random = False
 
-    advise = partial(_advise, will_need, ahead, warmth)
-    yield from behind(map(advise, batches), _AUTO if ahead is None else ahead)
+    def advise(indices: Any) -> Any:
+        nonlocal is_random
+        _advise(will_need, ahead, warmth, indices)
+        if is_random != (ahead is not None or warmth.is_cold):
+            is_random = not is_random
+            expect(is_random)
+        return indices
+
+    try:
+        yield from behind(map(advise, batches), _AUTO if ahead is None else ahead)
+    finally:
+        if is_random:
+            expect(False)
 
 
 def advise_by_number(
@@ -105,6 +122,11 @@ class Warmth:
     def __init__(self) -> None:
         self._reads: dict[int, int | None] = {}  # of each thread; one that has the number of an earlier one is new
         self._quiet = 0
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether something was read from a disk not long ago."""
+        return self._quiet < _QUIET
 
     def begin(self) -> None:
         """Count the reads of the thread that calls, and of no other one."""

@@ -312,6 +312,9 @@ class Reading(Indexed):
         if len(found):
             snapshot.data.will_need(self._ranges(snapshot, found))
 
+    def _expect(self, *, random: bool) -> None:
+        self._opened().data.expect(random=random)
+
     # What the index says of all samples, or of those that were found; costs nothing for the others.
 
     def _table(self, snapshot: Snapshot, found: Positions | None = None) -> Table:

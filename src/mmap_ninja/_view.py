@@ -110,6 +110,9 @@ class View(Taking):
         mode: str = self._held().mode
         return mode
 
+    def _expect(self, *, random: bool) -> None:
+        self._held()._expect(random=random)
+
     def refresh(self) -> None:
         """Move to the newest committed state of the map, also of another one that has taken its place.
 

@@ -212,7 +212,7 @@ class Batches:
         """The same, made in this thread and those for the samples."""
         with Maker(fields, self._recipe, stopped, is_helped=self._prefetch > 0) as maker:
             order, advise = self._order.batches(epoch, start), partial(_will_need, fields)
-            batches = advised(order, advise, self._readahead, self._warmth)
+            batches = advised(order, advise, self._readahead, self._warmth, partial(_expect, fields))
             begun = ((indices, maker.begin(indices)) for indices in batches)
             # While one batch is finished, the threads are at the next one already.
             for indices, finish in behind(begun, min(self._recipe.threads - 1, 1)):
@@ -234,6 +234,10 @@ def _checked(empty: Empty, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Arra
 
 def _will_need(fields: Fields, indices: Positions) -> None:
     each(lambda field: field.will_need(indices), fields)
+
+
+def _expect(fields: Fields, random: bool) -> None:
+    each(lambda field: field._expect(random=random), fields)
 
 
 def _finished(made: Made, epoch: int, k: int) -> Any:

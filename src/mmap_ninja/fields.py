@@ -71,6 +71,9 @@ class Values:
     def will_need(self, indices: Positions) -> None:
         """Do nothing: it is in memory."""
 
+    def _expect(self, *, random: bool) -> None:
+        """Do nothing: it is in memory."""
+
     def _pinned(self) -> Values:
         return self
 

@@ -81,6 +81,12 @@ class MappedFile:
                 with suppress(OSError):  # it is a hint
                     self._map.madvise(advice, first, self.offset + stop - first)
 
+    def expect(self, *, random: bool) -> None:
+        """Tell the kernel whether to leave it at the pages that are asked for, or to read around each one."""
+        if self._map is not None and hasattr(self._map, "madvise"):
+            with suppress(OSError):  # it is a hint
+                self._map.madvise(mmap.MADV_RANDOM if random else mmap.MADV_NORMAL)
+
 
 def _access(is_private: bool) -> dict[str, int]:
     """How to map a file."""

@@ -36,6 +36,11 @@ GOLDEN = Path(__file__).parent / "golden"
 KEEPS_DESCRIPTORS = sys.version_info < (3, 13)  # before `mmap(trackfd=False)` each mapping has a descriptor of its own
 
 
+@pytest.fixture(autouse=True)
+def _what_others_have_left_is_gone() -> None:
+    gc.collect()  # a test in the same process may have left descriptors in a circle of references
+
+
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 

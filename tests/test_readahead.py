@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from mmap_ninja import Batches, BytesMmap, DenseMmap, RaggedMmap, StringsMmap, _readahead, open_map, select
-from mmap_ninja._readahead import Warmth, advised, behind, check_readahead
+from mmap_ninja._readahead import Warmth, advised, check_readahead
 from mmap_ninja._storage.flatfile import MappedFile
+from mmap_ninja.pipeline import behind
 
 SIZE = 100  # samples a batch: batch k has the samples from k * SIZE on
 

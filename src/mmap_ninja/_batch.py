@@ -18,9 +18,9 @@ from mmap_ninja import buffers
 from mmap_ninja._ahead import NAME, PATIENCE, is_ours
 from mmap_ninja._storage.manifest import BYTES, DENSE, STRINGS
 from mmap_ninja._taking import JAGGED, LIST
-from mmap_ninja.collate import PADDED, Form, collated
-from mmap_ninja.errors import ArgumentError, ArgumentTypeError, SampleError, noted
-from mmap_ninja.fields import Fields, each, like, named_parts
+from mmap_ninja.collate import PADDED, Form, Part, collated, parts
+from mmap_ninja.errors import ArgumentTypeError, SampleError, noted
+from mmap_ninja.fields import Fields, each
 from mmap_ninja.gather import Array, Empty, Jagged
 from mmap_ninja.indexing import Positions, integer
 
@@ -52,26 +52,6 @@ class Recipe:
             if not callable(function) and (function is not None or name == "empty"):
                 raise ArgumentTypeError(f"{name} is {function!r}, expected a function")
         integer("threads", self.threads, 1)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One map, what errors call it, and the form of its part of a batch."""
-
-    name: str
-    source: Any
-    form: Form
-
-
-def parts(fields: Fields, form: Form, name: str = "source") -> Any:
-    """The same dicts and tuples with a `Part` for each map. Raises `ArgumentError` for a form that is not theirs."""
-    if isinstance(fields, dict | tuple):
-        keys = [key for key, _ in named_parts(fields)]
-        made = {key: parts(part, form.part(keys, key), f"{name}[{key!r}]") for key, part in named_parts(fields)}
-        return made if isinstance(fields, dict) else like(fields, made.values())
-    if not isinstance(form.layout, str):
-        raise ArgumentError(f"layout is {form.layout!r} for {name}, which is no dict or tuple")
-    return Part(name, fields, form)
 
 
 class Stopped(Exception):

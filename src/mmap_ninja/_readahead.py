@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError
+from mmap_ninja.pipeline import behind
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
-
-T = TypeVar("T")
 
 _AUTO = 3  # batches: fewer leave the disk idle, and with eight the pages are gone again when their turn comes
 _QUIET = 2  # batches without a read, after which the data is taken for warm
@@ -72,45 +70,26 @@ def advised(
 
 def advise_by_number(
     batch: Callable[[int], Any],
-    numbers: range,
+    count: int,
     k: int,
     will_need: Callable[[Any], object],
     ahead: int | None,
     warmth: Warmth,
 ) -> None:
-    """The same for one who asks for batch `k` of these numbers: advises of the one `ahead` of it.
+    """The same for one who asks for batch `k` of so many: advises of the one `ahead` of it.
 
     For the first one, of all up to that.
     """
     distance = _AUTO if ahead is None else ahead
-    first = k + distance if k in numbers[1:] else k
-    for later in range(first, k + distance + 1 if distance else first):
-        if later in numbers:
+    if distance:
+        for later in range(k + distance if k else 0, min(k + distance + 1, count)):
             _advise(will_need, ahead, warmth, batch(later))
 
 
-def _advise(will_need: Callable[[Any], object], ahead: int | None, warmth: Warmth, indices: Any) -> Any:
+def _advise(will_need: Callable[[Any], object], ahead: int | None, warmth: Warmth, indices: Any) -> None:
     wanted = indices if ahead is not None else warmth.wanted(indices)
     if len(wanted):
         will_need(wanted)
-    return indices
-
-
-def behind(items: Iterable[T], count: int) -> Iterator[T]:
-    """The same items, each when `count` more have come; an error of theirs comes in its turn too."""
-    waiting: deque[T] = deque()
-    failure = None
-    try:
-        for item in items:
-            waiting.append(item)
-            if len(waiting) > count:
-                yield waiting.popleft()
-    except Exception as error:
-        failure = error
-    while waiting:
-        yield waiting.popleft()
-    if failure is not None:
-        raise failure
 
 
 class Warmth:

@@ -13,15 +13,16 @@ import numpy as np
 
 from mmap_ninja import buffers
 from mmap_ninja._ahead import Ahead
-from mmap_ninja._batch import Made, Maker, Recipe, parts
+from mmap_ninja._batch import Made, Maker, Recipe
 from mmap_ninja._given import GivenOrder
-from mmap_ninja._readahead import Warmth, advise_by_number, advised, behind, check_readahead
-from mmap_ninja.collate import Form
+from mmap_ninja._readahead import Warmth, advise_by_number, advised, check_readahead
+from mmap_ninja.collate import Form, parts
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapChangedError, noted
 from mmap_ninja.fields import Fields, each, leaves, length, opened
 from mmap_ninja.gather import Array, Empty
 from mmap_ninja.indexing import Positions, integer
 from mmap_ninja.order import Order, ReaderShard
+from mmap_ninja.pipeline import behind
 
 T = TypeVar("T")
 
@@ -151,7 +152,7 @@ class Batches:
         indices, fields = order.batch(epoch, k), each(_pinned, self._fields)
         self._check(fields)
         ahead = self._readahead, self._warmth
-        advise_by_number(partial(order.batch, epoch), range(len(order)), k, partial(_will_need, fields), *ahead)
+        advise_by_number(partial(order.batch, epoch), len(order), k, partial(_will_need, fields), *ahead)
         with Maker(fields, replace(self._recipe, threads=1), threading.Event()) as maker:
             batch = _finished(maker.begin(indices), epoch, k)
         return (indices, batch) if self._with_indices else batch

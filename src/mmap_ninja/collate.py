@@ -13,7 +13,7 @@ from mmap_ninja import gather, lossless
 from mmap_ninja._encode import joined
 from mmap_ninja._taking import JAGGED, LIST, Padding
 from mmap_ninja.errors import ArgumentError, SampleError, SampleTypeError
-from mmap_ninja.fields import like, named_parts
+from mmap_ninja.fields import Fields, like, named_parts
 from mmap_ninja.gather import Array, Empty, Slices
 from mmap_ninja.indexing import Positions
 
@@ -51,6 +51,26 @@ class Form:
     def padding(self) -> Padding:
         """All options of the padding."""
         return self.pad_value if isinstance(self.pad_value, Padding) else Padding(self.pad_value)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One map, what errors call it, and the form of its part of a batch."""
+
+    name: str
+    source: Any
+    form: Form
+
+
+def parts(fields: Fields, form: Form, name: str = "source") -> Any:
+    """The same dicts and tuples with a `Part` for each map. Raises `ArgumentError` for a form that is not theirs."""
+    if isinstance(fields, dict | tuple):
+        keys = [key for key, _ in named_parts(fields)]
+        made = {key: parts(part, form.part(keys, key), f"{name}[{key!r}]") for key, part in named_parts(fields)}
+        return made if isinstance(fields, dict) else like(fields, made.values())
+    if not isinstance(form.layout, str):
+        raise ArgumentError(f"layout is {form.layout!r} for {name}, which is no dict or tuple")
+    return Part(name, fields, form)
 
 
 def _entries(option: Any) -> list[Any]:

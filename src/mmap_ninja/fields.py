@@ -17,7 +17,7 @@ from mmap_ninja._taking import Layout
 from mmap_ninja.base import Mmap, open_map
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError
 from mmap_ninja.gather import Empty
-from mmap_ninja.indexing import Positions
+from mmap_ninja.indexing import Positions, listed, positions
 from mmap_ninja.views import View
 
 Fields = Any  # a map, or a dict or tuple of `Fields`
@@ -63,7 +63,9 @@ class Values:
 
     def take(self, indices: Any, out: Any = None) -> Any:
         """Many samples as an array of their own, `out` if there is one."""
-        return np.take(self._array, indices, axis=0, out=out)
+        array = np.asarray(self._array)
+        found = positions(listed(indices), len(array))
+        return gather.dense(array, found) if out is None else gather.fill(out, array, found)
 
     def _gather(self, indices: Positions, layout: Layout, empty: Empty) -> Any:
         return gather.dense(np.asarray(self._array), indices, empty)

@@ -17,6 +17,7 @@ from torch import Tensor
 from mmap_ninja.buffers import empty
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError
 from mmap_ninja.fields import like
+from mmap_ninja.pipeline import behind
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -85,7 +86,7 @@ def _ahead(batches: Iterator[Any], device: torch.device) -> Generator[Any, None,
         return there
 
     try:
-        yield from starmap(handed_out, _one_behind(map(copied, batches)))
+        yield from starmap(handed_out, behind(map(copied, batches), 1))
     finally:
         side.synchronize()
 
@@ -94,23 +95,6 @@ def _ahead(batches: Iterator[Any], device: torch.device) -> Generator[Any, None,
 def _side_stream(device: torch.device) -> Any:
     """One for all: what the allocator has cached for one stream is of no use to another one."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-
-def _one_behind(items: Iterator[Any]) -> Iterator[Any]:
-    """The same items, each when the next one is there; an error of theirs comes in its turn."""
-    waiting: list[Any] = []
-    failure = None
-    try:
-        for item in items:
-            waiting.append(item)
-            del item
-            if len(waiting) > 1:
-                yield waiting.pop(0)
-    except Exception as error:
-        failure = error
-    yield from waiting
-    if failure is not None:
-        raise failure
 
 
 class Copy:

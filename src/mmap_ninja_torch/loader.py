@@ -8,9 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from mmap_ninja import Batches, ReaderShard
-from mmap_ninja.collate import Form
+from mmap_ninja.collate import Form, Part, parts
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, StateError, noted
-from mmap_ninja.fields import Fields, each_named, like, named_parts
+from mmap_ninja.fields import each, each_named
 from mmap_ninja.indexing import integer
 from mmap_ninja_torch import convert
 from mmap_ninja_torch import device as devices
@@ -106,7 +106,7 @@ class MmapLoader:
         own = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed, "drop_last": drop_last, "shard": shard}
         self._batches = Batches(
             fields,
-            layout=_layouts(fields, form) if transform is None else form.layout,
+            layout=each(_layout, parts(fields, form)) if transform is None else form.layout,
             pad_value=padding_value,
             transform=None if transform is None else partial(_transformed, transform, dtypes),
             batch_transform=partial(_finished, batch_transform, form),
@@ -179,14 +179,10 @@ def _order(batch_sampler: Any, reader: Reader | None, own: dict[str, Any]) -> di
     return {"order": batch_sampler}
 
 
-def _layouts(fields: Fields, form: Form) -> Any:
-    """The layouts of the core for samples as they are stored: one gather serves for a list of tensors, too."""
-    if isinstance(fields, dict | tuple):
-        keys = [key for key, _ in named_parts(fields)]
-        parts = {key: _layouts(part, form.part(keys, key)) for key, part in named_parts(fields)}
-        return parts if isinstance(fields, dict) else like(fields, parts.values())
-    is_gathered = form.layout == "list" and fields.wrapper_fn is None
-    return "jagged" if is_gathered else form.layout
+def _layout(part: Part) -> str:
+    """That of the core for samples as they are stored: one gather serves for a list of tensors, too."""
+    layout: str = part.form.layout
+    return "jagged" if layout == "list" and part.source.wrapper_fn is None else layout
 
 
 def _transformed(function: Function, dtypes: Any, sample: Any) -> Any:

@@ -6,14 +6,16 @@ import atexit
 import os
 import threading
 import weakref
-from collections import deque
 from collections.abc import Generator
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
 NAME = "mmap_ninja"  # of all threads that are ours, or the beginning of their names
 PATIENCE = 1.0  # seconds
+_END = object()
 
 
 def is_ours() -> bool:
@@ -22,63 +24,71 @@ def is_ours() -> bool:
 
 
 class _Channel(Generic[T]):
-    """What the two threads share. It does not know the one who takes, so that the thread does not keep him alive."""
+    """What the two threads share. It does not know the one who takes, so that the thread does not keep him alive.
+
+    Two queues written in C: a small batch is made in the time that a `threading.Condition` takes to hand it over.
+    """
 
     def __init__(self, items: Generator[T, None, None], most: int, stopped: threading.Event) -> None:
-        self._items, self._most, self._stopped = items, most, stopped
-        self._ready: deque[T] = deque()
-        self._changed = threading.Condition()
-        self._is_stopped = self._is_done = self.is_orphan = False
+        self._items, self._stopped = items, stopped
+        self._ready: SimpleQueue[Any] = SimpleQueue()
+        self._room: SimpleQueue[None] = SimpleQueue()  # one for each item that may be made
+        for _ in range(most + 1):  # while `most` are ready, the next one is made
+            self._room.put(None)
+        self.is_orphan = False
         self._error: BaseException | None = None
 
     def fill(self) -> None:
         """Make items until there are no more of them, or nobody wants one."""
         try:
             try:
-                for item in self._items:
-                    if not self._put(item):
-                        break
-                    del item  # the one who takes it may be the last to hold it
+                self._fill()
             finally:
                 self._items.close()  # it lets go in the thread that has run it
         except BaseException as error:
             self._error = error
         finally:
-            with self._changed:
-                self._is_done = True
-                self._changed.notify_all()
+            self._ready.put(_END)
 
-    def _put(self, item: T) -> bool:
-        with self._changed:
-            while len(self._ready) >= self._most and not self._is_stopped:
-                self._changed.wait()
-            if not self._is_stopped:
-                self._ready.append(item)
-                self._changed.notify_all()
-            return not self._is_stopped
+    def _fill(self) -> None:
+        while True:
+            self._room.get()
+            if self._stopped.is_set():
+                return
+            try:
+                item = next(self._items)
+            except StopIteration:
+                return
+            if self._stopped.is_set():
+                return
+            self._ready.put(item)
+            del item  # the one who takes it may be the last to hold it
 
     def get(self) -> T:
-        with self._changed:
-            while not self._ready and not self._is_done:
-                self._changed.wait()
-            if not self._ready:
-                if self._error is not None:
-                    raise self._error
-                raise StopIteration
-            item = self._ready.popleft()
-            self._changed.notify_all()
-            return item
+        item = self._ready.get()
+        if item is _END:
+            self._ready.put(_END)  # for the next call
+            if self._error is not None:
+                raise self._error
+            raise StopIteration
+        self._room.put(None)
+        taken: T = item
+        return taken
 
     def leave(self) -> None:
-        """Begin anew in a forked child, where the thread is missing and may have held the lock."""
-        self._changed, self._stopped, self.is_orphan = threading.Condition(), threading.Event(), True
+        """Begin anew in a forked child, where the thread is missing."""
+        self._stopped, self.is_orphan = threading.Event(), True
+        self._error = RuntimeError("the thread that makes items ahead is in the process that this one was forked from")
+        self._ready, self._room = SimpleQueue(), SimpleQueue()
+        self._ready.put(_END)
 
     def stop(self) -> None:
         self._stopped.set()
-        with self._changed:
-            self._is_stopped = True
-            self._ready.clear()
-            self._changed.notify_all()
+        self._room.put(None)
+        with suppress(Empty):
+            while self._ready.get_nowait() is not _END:
+                pass
+            self._ready.put(_END)
 
 
 class Ahead(Generic[T]):

@@ -9,7 +9,8 @@ import pytest
 from _pytest.doctest import DoctestItem
 
 # An adapter cannot be imported without its framework; the core is tested without any.
-collect_ignore = [] if find_spec("torch") else ["src/mmap_ninja_torch"]
+PACKAGES = {"torch": "src/mmap_ninja_torch", "tensorflow": "src/mmap_ninja_tf"}
+collect_ignore = [package for framework, package in PACKAGES.items() if not find_spec(framework)]
 
 
 @pytest.fixture(autouse=True)

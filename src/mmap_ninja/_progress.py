@@ -104,13 +104,28 @@ class Progress(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """The position, as a dict of plain values: JSON will do. It counts what `next()` has returned."""
-        at = self._at
-        return {"version": STATE_VERSION, **self._identity(), "epoch": at.epoch, self._unit: self._seen(at.batch)}
+        return self.state_at(self._at.epoch, self._at.batch)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to where `state_dict` was called. The next iteration begins there, once.
 
         Raises `StateError` for a state of something else, or none; the position stays as it was then.
+        """
+        self._at = _Position(*self.position_of(state))
+
+    def state_at(self, epoch: int, batch: int) -> dict[str, Any]:
+        """The state of which this batch of an epoch comes next; the position stays."""
+        return {"version": STATE_VERSION, **self._identity(), "epoch": epoch, self._unit: self._seen(batch)}
+
+    def position_of(self, state: Mapping[str, Any]) -> tuple[int, int]:
+        """The epoch, and the number in there, of the batch that comes next by a state; the position stays.
+
+        Raises `StateError` for a state of something else, or none.
+
+        >>> from mmap_ninja.order import Order
+        >>> order = Order(5, 2)
+        >>> order.position_of(order.state_at(3, 1)), order.position_of(order.state_at(3, 3))
+        ((3, 1), (4, 0))
         """
         if not isinstance(state, Mapping):
             raise StateError(f"a state is what state_dict() gives, not a {type(state).__name__}")
@@ -132,8 +147,8 @@ class Progress(ABC):
             seen = integer(self._unit, state[self._unit], 0)
         except (ArgumentError, ArgumentTypeError) as error:
             raise StateError(f"a damaged state: {error}") from None
-        self._at = _Position(epoch, self._batch(seen))
-        self._at = self._starting_point()
+        batch = self._batch(seen)
+        return (epoch + 1, 0) if batch and self._is_over(batch) else (epoch, batch)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_at": _Position(self._at.epoch, self._at.batch)}

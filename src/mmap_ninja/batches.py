@@ -137,6 +137,14 @@ class Batches:
         """Go to where `state_dict` was called, also with another number of readers. Raises `StateError`."""
         self._order.load_state_dict(state)
 
+    def state_at(self, epoch: int, k: int) -> dict[str, Any]:
+        """The state of which batch `k` of an epoch comes next; the position stays."""
+        return self._order.state_at(epoch, k)
+
+    def position_of(self, state: Mapping[str, Any]) -> tuple[int, int]:
+        """The epoch and the number of the batch that comes next by a state. Raises `StateError`."""
+        return self._order.position_of(state)
+
     def __iter__(self) -> Iterator[Any]:
         return self._order.through(self._from)
 

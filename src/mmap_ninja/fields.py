@@ -6,7 +6,7 @@ For whoever makes something of them, as the adapters do: `opened` takes all sour
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -144,3 +144,17 @@ def length(fields: Fields) -> int:
         found = ", ".join(f"{name} has {count}" for name, count in lengths.items())
         raise ArgumentError(f"samples side by side need maps of one length: {found}")
     return next(iter(lengths.values()))
+
+
+def rows(parts: Any) -> Sequence[Any]:
+    """The samples of a batch, made of dicts and tuples of lists or arrays of their parts.
+
+    >>> rows({"x": [1, 2], "y": ["a", "b"]})
+    [{'x': 1, 'y': 'a'}, {'x': 2, 'y': 'b'}]
+    """
+    if isinstance(parts, dict):
+        return [dict(zip(parts, row, strict=True)) for row in zip(*map(rows, parts.values()), strict=True)]
+    if isinstance(parts, tuple):
+        return [like(parts, row) for row in zip(*map(rows, parts), strict=True)]
+    samples: Sequence[Any] = parts
+    return samples

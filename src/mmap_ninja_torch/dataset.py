@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from mmap_ninja import buffers
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, IndexTypeError
-from mmap_ninja.fields import Fields, each, length, like, named_parts
+from mmap_ninja.fields import Fields, each, length, like, named_parts, rows
 from mmap_ninja.indexing import is_single
 from mmap_ninja_torch import convert
 
@@ -95,8 +95,8 @@ class MmapDataset(Dataset[Any]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Many samples at once, which is how a DataLoader reads a batch. They share memory."""
-        samples = _rows(each(lambda column: column.read_many(indices), self._columns))
-        return samples if self._transform is None else list(map(self._transform, samples))
+        samples = rows(each(lambda column: column.read_many(indices), self._columns))
+        return list(samples if self._transform is None else map(self._transform, samples))
 
     def __repr__(self) -> str:
         return f"MmapDataset({self._fields!r})"
@@ -151,13 +151,3 @@ def _check_private(name: str, field: Any) -> None:
     """Refuse maps and arrays of which a written sample would change a file."""
     if getattr(field, "mode", "c") != "c":
         raise ArgumentError(f'copy=False needs paths, or maps that were opened with mode="c"; {name} is none')
-
-
-def _rows(parts: Any) -> list[Any]:
-    """The samples, made of dicts and tuples of lists of their parts."""
-    if isinstance(parts, dict):
-        return [dict(zip(parts, row, strict=True)) for row in zip(*map(_rows, parts.values()), strict=True)]
-    if isinstance(parts, tuple):
-        return [like(parts, row) for row in zip(*map(_rows, parts), strict=True)]
-    samples: list[Any] = parts
-    return samples

@@ -1,0 +1,34 @@
+"""Batches of the core as arrays that frameworks take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mmap_ninja.fields import like, named_parts
+from mmap_ninja.gather import Padded
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def as_array(value: Any) -> Array:
+    """In the byte order of the machine; texts as objects, which is how TensorFlow takes them."""
+    if isinstance(value, str | bytes) or (isinstance(value, list) and value and isinstance(value[0], str | bytes)):
+        return np.array(value, object)
+    array = np.asarray(value)
+    if array.dtype.kind in "SU":
+        return array.astype(object)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def plain(value: Any, *, with_lengths: bool) -> Any:
+    """A batch as dicts and tuples of arrays; what is padded as its values, or a dict of `values` and `lengths`."""
+    if isinstance(value, Padded):
+        parts = {"values": value.values, "lengths": value.lengths}
+        return plain(parts if with_lengths else value.values, with_lengths=with_lengths)
+    if isinstance(value, Mapping | tuple):
+        parts = {key: plain(part, with_lengths=with_lengths) for key, part in named_parts(value)}
+        return parts if isinstance(value, Mapping) else like(value, parts.values())
+    return as_array(value)

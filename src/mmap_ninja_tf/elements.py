@@ -1,0 +1,155 @@
+"""What a `tf.data.Dataset` is made of: batches, or samples one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from mmap_ninja import Batches, ReaderShard
+from mmap_ninja.collate import Form, Part, parts
+from mmap_ninja.errors import ArgumentError
+from mmap_ninja.fields import Fields, each, each_named, leaves, length, rows
+from mmap_ninja_tf import signature as signatures
+from mmap_ninja_tf.columns import Columns
+from mmap_ninja_tf.convert import Conversion
+from mmap_ninja_tf.epochs import Epochs
+from mmap_ninja_tf.layouts import layout_of
+from mmap_ninja_tf.signature import Signature
+
+_GATHERING = 2  # threads that make batches, where no function of the user's runs in them
+_AT_ONCE = 256  # samples that are read together where they are handed out one by one
+
+
+class Batched:
+    """Batches of `size` samples, of all readers together.
+
+    Args:
+        fields: The maps.
+        wanted: Which parts of a batch are handed out.
+        form: The layouts, in the words of the core.
+        size: Samples a batch.
+        own: The readers that this process is.
+        with_lengths: Whether what is padded has its lengths beside it.
+        options: Those of `Batches`.
+    """
+
+    def __init__(
+        self,
+        fields: Fields,
+        wanted: Columns,
+        form: Form,
+        size: int,
+        own: Sequence[ReaderShard],
+        *,
+        with_lengths: bool,
+        **options: Any,
+    ) -> None:
+        self._fields, self._wanted, self._form, self._size = fields, wanted, form, size
+        self._with_lengths = with_lengths
+        self._is_made = options["transform"] is not None or options["batch_transform"] is not None
+        options["layout"] = layout_of(fields, form, is_made=options["transform"] is not None)
+        options["pad_value"] = form.pad_value
+        self.epochs = Epochs([Batches(fields, size, shard=reader, **options) for reader in own])
+        self._count = size // own[0].count if options["drop_last"] else None
+
+    def signature(self) -> Signature:
+        """That of a batch; functions are called for the first one to find out."""
+        if self._is_made:
+            _check_any(self._fields)
+            return self._of_value(self._wanted.chosen(self.epochs.batch(0)))
+        return self._wanted.chosen(each(self._of_part, parts(self._fields, self._form)))
+
+    def dataset(self, signature: Signature, threads: int) -> tf.data.Dataset:
+        """One epoch, another one at each iteration."""
+        epochs, wanted, conversion = self.epochs, self._wanted, Conversion(signature)
+        dtypes = [spec.dtype for spec in conversion.specs]
+
+        def begin() -> np.int64:
+            return np.int64(epochs.begin())
+
+        def numbers(_: tf.Tensor) -> tf.data.Dataset:
+            first = tf.numpy_function(begin, [], tf.int64)
+            return tf.data.Dataset.range(first, first + len(epochs))
+
+        def fetch(number: np.int64) -> list[Any]:
+            return conversion.arrays(wanted.chosen(epochs.batch(int(number))))
+
+        def made(number: tf.Tensor) -> Any:
+            return conversion.packed(tf.numpy_function(fetch, [number], dtypes))
+
+        has_functions = self._is_made or any(one.wrapper_fn for _, one in leaves(self._fields))
+        calls = threads if has_functions else max(threads, _GATHERING)
+        epoch = tf.data.Dataset.range(1).flat_map(numbers)  # begun anew by each iterator
+        counted = epoch.apply(tf.data.experimental.assert_cardinality(len(epochs)))
+        return counted.map(made, num_parallel_calls=calls, deterministic=True)
+
+    def _of_part(self, part: Part) -> Signature:
+        if part.source.wrapper_fn is None:
+            return signatures.of_stored(part, self._count, with_lengths=self._with_lengths)
+        _check_any(part.source)
+        form = {"layout": part.form.layout, "pad_value": part.form.pad_value}
+        return self._of_value(Batches(part.source, self._size, **form).batch(0, 0))
+
+    def _of_value(self, value: Any) -> Signature:
+        return signatures.of_value(value, self._count, with_lengths=self._with_lengths)
+
+
+class Single:
+    """Samples one by one, read many at once.
+
+    Args:
+        fields: The maps.
+        wanted: Which parts of a sample are handed out.
+        own: The only reader that this process is.
+        options: Those of `Batches`.
+    """
+
+    def __init__(self, fields: Fields, wanted: Columns, own: ReaderShard, **options: Any) -> None:
+        self._fields, self._wanted, self._options = fields, wanted, options
+        self.epochs = Epochs([Batches(fields, _AT_ONCE * own.count, shard=own, **options)])
+        self._own = own
+
+    def signature(self) -> Signature:
+        """That of a sample; functions are called for the first one to find out."""
+        if self._options["transform"] is None:
+            return self._wanted.chosen(each_named(_of_source, self._fields))
+        _check_any(self._fields)
+        first = Batches(self._fields, 1, **self._options).batch(0, 0)
+        return signatures.of_sample_value(self._wanted.chosen(rows(first)[0]))
+
+    def dataset(self, signature: Signature, threads: int) -> tf.data.Dataset:
+        """One epoch, another one at each iteration."""
+        epochs, wanted, conversion = self.epochs, self._wanted, Conversion(signature)
+
+        def samples() -> Iterator[tuple[Any, ...]]:
+            first = epochs.begin()
+            for number in range(first, first + len(epochs)):
+                for sample in rows(epochs.batch(number)):
+                    yield tuple(conversion.arrays(wanted.chosen(sample)))
+
+        generated = tf.data.Dataset.from_generator(samples, output_signature=tuple(conversion.specs))
+        counted = generated.apply(tf.data.experimental.assert_cardinality(self._length()))
+        return counted.map(lambda *tensors: conversion.packed(tensors))
+
+    def _length(self) -> int:
+        """Samples of this reader in an epoch."""
+        complete, rest = divmod(length(self._fields), _AT_ONCE * self._own.count)
+        return complete * _AT_ONCE - -rest // self._own.count
+
+
+def _of_source(name: str, source: Any) -> Signature:
+    if source.wrapper_fn is None:
+        return signatures.of_sample(name, source)
+    _check_any(source)
+    return signatures.of_sample_value(source[0])
+
+
+def _check_any(fields: Fields) -> None:
+    """Refuse to call a function for a sample that there is not."""
+    if length(fields) == 0:
+        raise ArgumentError(
+            "there are no samples, so it cannot be seen what functions make of them: give output_signature="
+        )

@@ -9,7 +9,7 @@ import pytest
 from _pytest.doctest import DoctestItem
 
 # An adapter cannot be imported without its framework; the core is tested without any.
-PACKAGES = {"torch": "src/mmap_ninja_torch", "tensorflow": "src/mmap_ninja_tf"}
+PACKAGES = {"torch": "src/mmap_ninja_torch", "tensorflow": "src/mmap_ninja_tf", "jax": "src/mmap_ninja_jax"}
 collect_ignore = [package for framework, package in PACKAGES.items() if not find_spec(framework)]
 
 

@@ -132,6 +132,19 @@ class Taking(ABC):
     wrapper_fn: Callable[[Any], Any] | None
 
     @abstractmethod
+    def take(self, indices: Any, out: Any = None) -> Any:
+        """Many samples at once."""
+
+    @abstractmethod
+    def __getitem__(self, index: Any) -> Any:
+        """One sample, or several."""
+
+    def _getitems(self, indices: Sequence[int]) -> list[Any]:
+        """Many samples, by the name under which Grain reads a batch of its sources."""
+        # One by one, samples of one shape are views; together, they would be copied before they are stacked.
+        return [self[index] for index in indices] if hasattr(self, "sample_shape") else self.take(indices)
+
+    @abstractmethod
     def _gather(self, indices: Any, layout: Layout, empty: Empty = np.empty) -> Any:
         """A list of samples, `Jagged` or `Padded`, in arrays that `empty` makes: `LIST`, `JAGGED` or a `Padding`.
 

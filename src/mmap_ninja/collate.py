@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -13,12 +13,13 @@ from mmap_ninja import gather, lossless
 from mmap_ninja._encode import joined
 from mmap_ninja._taking import JAGGED, LIST, Padding
 from mmap_ninja.errors import ArgumentError, SampleError, SampleTypeError
-from mmap_ninja.fields import Fields, like, named_parts
+from mmap_ninja.fields import Fields, each, like, named_parts
 from mmap_ninja.gather import Array, Empty, Slices
 from mmap_ninja.indexing import Positions
 
 STACK, PADDED = "stack", "padded"
 LAYOUTS = (LIST, STACK, PADDED, JAGGED)
+_USUAL = "usual"  # where none was given
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,43 @@ def parts(fields: Fields, form: Form, name: str = "source") -> Any:
     if not isinstance(form.layout, str):
         raise ArgumentError(f"layout is {form.layout!r} for {name}, which is no dict or tuple")
     return Part(name, fields, form)
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """The layouts that somebody has given, by the names that he knows them by, and those that are usual.
+
+    `usual` is that of samples as they are stored, and `"stack"` that of what functions make. `known` has the name of
+    the core for each name. Raises `ArgumentError` for layouts that are not known.
+    """
+
+    layout: Any
+    pad_value: Any
+    usual: str
+    known: Mapping[str, str]
+
+    def stored(self, fields: Fields) -> Any:
+        """A `Part` for each map, in the same dicts and tuples."""
+        layout = _USUAL if self.layout is None else self._translated(self.layout)
+        return each(self._resolved, parts(fields, Form(layout, self.pad_value, _USUAL)))
+
+    def made(self) -> Any:
+        """The layout, or a dict or tuple of layouts, of what a transform makes."""
+        return STACK if self.layout is None else self._translated(self.layout)
+
+    def _resolved(self, part: Part) -> Part:
+        if part.form.layout != _USUAL:
+            return part
+        usual = self.known[self.usual] if part.source.wrapper_fn is None else STACK
+        return replace(part, form=replace(part.form, layout=usual))
+
+    def _translated(self, layout: Any) -> Any:
+        if isinstance(layout, Mapping | tuple):
+            found = {key: self._translated(part) for key, part in named_parts(layout)}
+            return found if isinstance(layout, Mapping) else like(layout, found.values())
+        if not isinstance(layout, str) or layout not in self.known:
+            raise ArgumentError(f"layout is {layout!r}, expected one of {', '.join(map(repr, self.known))}")
+        return self.known[layout]
 
 
 def _entries(option: Any) -> list[Any]:

@@ -24,6 +24,13 @@ def is_single(index: Any) -> bool:
     return hasattr(index, "__index__") and not isinstance(index, bool | np.bool_)
 
 
+def boolean(name: str, value: Any) -> bool:
+    """The value of an argument. Raises `ArgumentTypeError` for anything but True and False."""
+    if not isinstance(value, bool | np.bool_):
+        raise ArgumentTypeError(f"{name} is {value!r}, expected True or False")
+    return bool(value)
+
+
 def integer(name: str, value: Any, least: int, most: int | None = None, *, what: str = "an integer") -> int:
     """An argument as an int in these bounds. Raises `ArgumentTypeError` or `ArgumentError`, which say `what` it is."""
     if not is_single(value):

@@ -15,14 +15,8 @@ import numpy as np
 
 from mmap_ninja._progress import LARGEST, Int64s, Progress
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, StateError
-from mmap_ninja.indexing import integer
+from mmap_ninja.indexing import boolean, integer
 from mmap_ninja.permutation import BLOCK, MOST_SAMPLES, Permutation
-
-
-def _boolean(name: str, value: Any) -> bool:
-    if not isinstance(value, bool | np.bool_):
-        raise ArgumentTypeError(f"{name} is {value!r}, expected True or False")
-    return bool(value)
 
 
 @dataclass(frozen=True)
@@ -98,9 +92,9 @@ class Order(Progress):
     ) -> None:
         self.n: Final = integer("n", n, 0, MOST_SAMPLES)
         self.batch_size: Final = integer("batch_size", batch_size, 1)
-        self.shuffle: Final = _boolean("shuffle", shuffle)
+        self.shuffle: Final = boolean("shuffle", shuffle)
         self.seed: Final = integer("seed", seed, 0, LARGEST)
-        self.drop_last: Final = _boolean("drop_last", drop_last)
+        self.drop_last: Final = boolean("drop_last", drop_last)
         if not isinstance(shard, ReaderShard):
             raise ArgumentTypeError(f"shard is {shard!r}, expected a ReaderShard(index, count)")
         self.shard: Final = shard

@@ -68,8 +68,11 @@ class _Leaf:
         if self._ragged_rank:
             found = self._ragged(value)
         else:
-            is_scalar = isinstance(value, Jagged) and value.shapes.shape[1] == 0
-            found = [as_array(value.values if is_scalar else value)]
+            if isinstance(value, Jagged):
+                if value.shapes.shape[1]:
+                    raise SampleError(f"samples of several sizes came, but the signature says {self._spec}")
+                value = value.values
+            found = [as_array(value)]
         for array, part in zip(found, self.parts, strict=True):
             part.check(array)
         return found

@@ -7,13 +7,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from mmap_ninja.collate import PADDED, STACK, Form
+from mmap_ninja.collate import PADDED, Layouts
 from mmap_ninja.errors import ArgumentError
 from mmap_ninja.fields import leaves, opened
-from mmap_ninja.indexing import integer
+from mmap_ninja.indexing import boolean, integer
 from mmap_ninja_tf.columns import Columns
 from mmap_ninja_tf.elements import Batched, Single
-from mmap_ninja_tf.layouts import RAGGED, form_of
+from mmap_ninja_tf.layouts import ALL, RAGGED
 from mmap_ninja_tf.process import readers
 from mmap_ninja_tf.signature import checked
 
@@ -68,7 +68,7 @@ def to_tf_dataset(
             is padded or ragged, may have another length later.
         threads: How many threads call `transform`, `wrapper_fn` and `batch_transform`, for a batch each; the order
             stays.
-        prefetch: How many batches are made ahead.
+        prefetch: How many batches are made ahead; `tf.data.AUTOTUNE` leaves that to TensorFlow.
         shard: Which reader this is, and of how many: `ReaderShard(index, count)`; or the `InputContext` of
             `distribute_datasets_from_function`, whose replicas share each batch.
 
@@ -94,18 +94,22 @@ def to_tf_dataset(
     wanted = Columns.of(columns, label_cols)
     has_functions = transform is not None or batch_transform is not None
     fields = opened(source) if has_functions else wanted.used(opened(source))
+    drop_remainder = boolean("drop_remainder", drop_remainder)
+    with_lengths = boolean("with_lengths", with_lengths)
     integer("threads", threads, 1)
-    integer("prefetch", prefetch, 0, what="a number of batches")
-    form = form_of(layout, pad_value, default=RAGGED if transform is None else STACK)
+    integer("prefetch", prefetch, tf.data.AUTOTUNE, what="a number of batches, or tf.data.AUTOTUNE")
+    layouts = Layouts(layout, pad_value, RAGGED, ALL)
     options = {"shuffle": shuffle, "seed": seed, "transform": transform}
     elements: Batched | Single
     if batch_size is None:
-        _check_samples(form, drop_remainder=drop_remainder, batch_transform=batch_transform)
+        is_given = type(pad_value) is not int or pad_value != 0
+        batches = {"drop_remainder": drop_remainder, "with_lengths": with_lengths, "batch_transform": batch_transform}
+        _check_samples(layouts.made(), {"pad_value": is_given, **batches})
         elements = Single(fields, wanted, readers(shard, are_replicas=False)[0], **options)
     else:
         options |= {"batch_transform": batch_transform, "drop_last": drop_remainder}
         size, own = integer("batch_size", batch_size, 1), readers(shard)
-        elements = Batched(fields, wanted, form, size, own, with_lengths=with_lengths, **options)
+        elements = Batched(fields, wanted, layouts, size, own, with_lengths=with_lengths, **options)
     signature = elements.signature() if output_signature is None else checked(output_signature)
     off = tf.data.Options()
     off.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
@@ -115,12 +119,9 @@ def to_tf_dataset(
     return made
 
 
-def _check_samples(form: Form, *, drop_remainder: bool, batch_transform: Any) -> None:
+def _check_samples(layout: Any, for_batches: dict[str, Any]) -> None:
     """Refuse what is only for batches."""
-    is_padded = any(layout == PADDED for _, layout in leaves(form.layout))
-    given = {"layout='padded'": is_padded, "drop_remainder": drop_remainder, "batch_transform": batch_transform}
-    for name, value in given.items():
+    is_padded = PADDED in [part for _, part in leaves(layout)]
+    for name, value in {"layout='padded'": is_padded, **for_batches}.items():
         if value:
-            raise ArgumentError(
-                f"{name} is for batches: give batch_size, or make batches of the samples by padded_batch"
-            )
+            raise ArgumentError(f"{name} is for batches: give batch_size, too")

@@ -9,14 +9,14 @@ import numpy as np
 import tensorflow as tf
 
 from mmap_ninja import Batches, ReaderShard
-from mmap_ninja.collate import Form, Part, parts
+from mmap_ninja.collate import Layouts, Part
 from mmap_ninja.errors import ArgumentError
 from mmap_ninja.fields import Fields, each, each_named, leaves, length, rows
 from mmap_ninja_tf import signature as signatures
 from mmap_ninja_tf.columns import Columns
 from mmap_ninja_tf.convert import Conversion
 from mmap_ninja_tf.epochs import Epochs
-from mmap_ninja_tf.layouts import layout_of
+from mmap_ninja_tf.layouts import check_lengths
 from mmap_ninja_tf.signature import Signature
 
 _GATHERING = 2  # threads that make batches, where no function of the user's runs in them
@@ -29,7 +29,7 @@ class Batched:
     Args:
         fields: The maps.
         wanted: Which parts of a batch are handed out.
-        form: The layouts, in the words of the core.
+        layouts: Those of the parts.
         size: Samples a batch.
         own: The readers that this process is.
         with_lengths: Whether what is padded has its lengths beside it.
@@ -40,18 +40,19 @@ class Batched:
         self,
         fields: Fields,
         wanted: Columns,
-        form: Form,
+        layouts: Layouts,
         size: int,
         own: Sequence[ReaderShard],
         *,
         with_lengths: bool,
         **options: Any,
     ) -> None:
-        self._fields, self._wanted, self._form, self._size = fields, wanted, form, size
-        self._with_lengths = with_lengths
-        self._is_made = options["transform"] is not None or options["batch_transform"] is not None
-        options["layout"] = layout_of(fields, form, is_made=options["transform"] is not None)
-        options["pad_value"] = form.pad_value
+        self._fields, self._wanted, self._size, self._with_lengths = fields, wanted, size, with_lengths
+        self._parts = layouts.stored(fields) if options["transform"] is None else None
+        self._is_made = self._parts is None or options["batch_transform"] is not None
+        layout = layouts.made() if self._parts is None else each(lambda part: part.form.layout, self._parts)
+        check_lengths(with_lengths, layout)
+        options |= {"layout": layout, "pad_value": layouts.pad_value}
         self.epochs = Epochs([Batches(fields, size, shard=reader, **options) for reader in own])
         self._count = size // own[0].count if options["drop_last"] else None
 
@@ -60,7 +61,7 @@ class Batched:
         if self._is_made:
             _check_any(self._fields)
             return self._of_value(self._wanted.chosen(self.epochs.batch(0)))
-        return self._wanted.chosen(each(self._of_part, parts(self._fields, self._form)))
+        return self._wanted.chosen(each(self._of_part, self._parts))
 
     def dataset(self, signature: Signature, threads: int) -> tf.data.Dataset:
         """One epoch, another one at each iteration."""
@@ -109,6 +110,7 @@ class Single:
 
     def __init__(self, fields: Fields, wanted: Columns, own: ReaderShard, **options: Any) -> None:
         self._fields, self._wanted, self._options = fields, wanted, options
+        options["layout"] = "list" if options["transform"] is not None else each(_layout, fields)
         self.epochs = Epochs([Batches(fields, _AT_ONCE * own.count, shard=own, **options)])
         self._own = own
 
@@ -138,6 +140,13 @@ class Single:
         """Samples of this reader in an epoch."""
         complete, rest = divmod(length(self._fields), _AT_ONCE * self._own.count)
         return complete * _AT_ONCE - -rest // self._own.count
+
+
+def _layout(source: Any) -> str:
+    """That which keeps the dtype: in a list, scalars are those of Python."""
+    is_stored = source.wrapper_fn is None and source.kind not in signatures.TEXTS
+    is_scalar = is_stored and not hasattr(source, "sample_shape") and signatures.axes_of(source) == 0
+    return "stack" if is_scalar else "list"
 
 
 def _of_source(name: str, source: Any) -> Signature:

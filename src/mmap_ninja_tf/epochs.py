@@ -48,6 +48,10 @@ class Epochs:
         with self._lock:
             self._next = step * len(self._batches)
 
+    def is_at(self, step: int) -> bool:
+        """Whether the next iteration begins with this global batch."""
+        return self._next == step * len(self._batches)
+
     def batch(self, number: int) -> Any:
         """The batch of this number."""
         step, reader = divmod(number, len(self._batches))

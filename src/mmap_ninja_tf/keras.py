@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 try:
@@ -15,14 +16,14 @@ except ModuleNotFoundError as error:
     raise MissingExtraError("mmap_ninja_tf.keras needs Keras: pip install 'mmap-ninja[tf]'") from error
 
 from mmap_ninja import Batches, ReaderShard
-from mmap_ninja.collate import PADDED, STACK
+from mmap_ninja.collate import PADDED, Layouts
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError
-from mmap_ninja.fields import opened
-from mmap_ninja.indexing import integer
+from mmap_ninja.fields import each, opened
+from mmap_ninja.indexing import boolean, integer
 from mmap_ninja_tf.arrays import plain
 from mmap_ninja_tf.columns import Columns
 from mmap_ninja_tf.epochs import Epochs
-from mmap_ninja_tf.layouts import form_of, layout_of
+from mmap_ninja_tf.layouts import DENSE, check_lengths
 from mmap_ninja_tf.process import readers
 
 Function = Callable[[Any], Any]
@@ -55,7 +56,8 @@ class MmapPyDataset(keras.utils.PyDataset):  # type: ignore[misc]
         options: `workers`, `use_multiprocessing` and `max_queue_size` of `keras.utils.PyDataset`.
 
     Arrays belong to the batch alone: nothing changes them afterwards. Texts are arrays of objects. `on_epoch_end`
-    leads to the next epoch. Worker processes open the maps anew, by their paths.
+    leads to the next epoch, so make a second one (`take(len(dataset))`, say) to evaluate on while `fit` runs. Worker
+    processes open the maps anew, by their paths.
 
     Raises `ArgumentError`, `ArgumentTypeError`, `MapNotFoundError`, `MapCorruptError`; when a batch is made what
     `Batches.batch` raises, and `IndexError` for a batch that there is not.
@@ -86,21 +88,23 @@ class MmapPyDataset(keras.utils.PyDataset):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self._wanted, self._with_lengths = Columns.of(columns, label_cols), with_lengths
-        is_made = transform is not None
-        fields = opened(source)
-        if not is_made and batch_transform is None:
+        self._wanted = Columns.of(columns, label_cols)
+        self._with_lengths = boolean("with_lengths", with_lengths)
+        layouts, fields = Layouts(layout, pad_value, PADDED, DENSE), opened(source)
+        if transform is None and batch_transform is None:
             fields = self._wanted.used(fields)
-        form = form_of(layout, pad_value, default=STACK if is_made else PADDED, known=(PADDED, STACK))
+        is_stored = transform is None
+        layout = each(lambda part: part.form.layout, layouts.stored(fields)) if is_stored else layouts.made()
+        check_lengths(with_lengths, layout)
         batches = Batches(
             fields,
             integer("batch_size", batch_size, 1),
             shuffle=shuffle,
             seed=seed,
-            drop_last=drop_remainder,
+            drop_last=boolean("drop_remainder", drop_remainder),
             shard=readers(shard)[0],
-            layout=layout_of(fields, form, is_made=is_made),
-            pad_value=form.pad_value,
+            layout=layout,
+            pad_value=pad_value,
             transform=transform,
             batch_transform=batch_transform,
         )
@@ -120,13 +124,13 @@ class MmapPyDataset(keras.utils.PyDataset):  # type: ignore[misc]
         return plain(value, with_lengths=self._with_lengths)
 
     def on_epoch_end(self) -> None:
-        """Go to the next epoch."""
+        """Go to the next epoch. Keras calls it before `fit`, too, and while `evaluate` and `predict` run."""
         self.mmap_ninja_epochs.begin()
 
     def take(self, count: int) -> MmapPyDataset:
-        """The first `count` batches of each epoch, or all if there are fewer; it goes through the epochs with this."""
-        taken = object.__new__(type(self))
-        taken.__dict__.update(self.__dict__)
+        """The first `count` batches of each epoch, or all if there are fewer; its epochs are its own from here on."""
+        taken = copy(self)
+        taken.mmap_ninja_epochs = copy(self.mmap_ninja_epochs)
         taken._count = min(integer("count", count, 0), self._count)
         return taken
 
@@ -169,7 +173,7 @@ class FitPosition(keras.callbacks.Callback):  # type: ignore[misc]
             raise ArgumentError("the dataset has no batches")
         self._epochs, self._step = epochs, 0
         self._first = 0  # of the epoch that runs
-        self._is_fitting = False
+        self._running: Epochs | None = None  # what the dataset of a `fit` goes by
 
     @property
     def epoch(self) -> int:
@@ -195,6 +199,11 @@ class FitPosition(keras.callbacks.Callback):  # type: ignore[misc]
         """
         if unknown := {"initial_epoch", "steps_per_epoch", "shuffle"} & options.keys():
             raise ArgumentError(f"{', '.join(sorted(unknown))} is what the position says: leave it out")
+        if getattr(dataset, "mmap_ninja_epochs", self._epochs) is not self._epochs:
+            raise ArgumentError("dataset is another one than that of this position")
+        is_own = isinstance(dataset, MmapPyDataset)
+        if is_own:  # whatever else goes through it meanwhile
+            dataset = dataset.take(self._epochs.steps)
         model.stop_training = False
         history = keras.callbacks.History()
         history.on_train_begin()
@@ -202,17 +211,18 @@ class FitPosition(keras.callbacks.Callback):  # type: ignore[misc]
         stretches = [(dataset.take(self._epochs.steps - done), self.epoch + 1)] if done else []
         for part, last in [*stretches, (dataset, epochs)]:
             if self.epoch < min(last, epochs) and not model.stop_training:
+                self._running = part.mmap_ninja_epochs if is_own else self._epochs
+                first, last_one = self, _Beginning(self._begin, None if is_own else self._check_begun)
                 given = {**options, "initial_epoch": self.epoch, "epochs": last, "shuffle": False}
-                self._is_fitting = True
                 try:
-                    self._add(history, model.fit(part, callbacks=[self, *callbacks], **given))
+                    self._add(history, model.fit(part, callbacks=[first, *callbacks, last_one], **given))
                 finally:
-                    self._is_fitting = False
+                    self._running = None
         return history
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Let the epoch begin where the position is. Raises `ArgumentError` where steps do not count batches."""
-        if not self._is_fitting:
+        """Begin an epoch where the position is. Raises `ArgumentError` where steps do not count batches."""
+        if self._running is None:
             raise ArgumentError("call position.fit(model, dataset, ...), which gives this callback to model.fit itself")
         to_come = self._epochs.steps - self._step % self._epochs.steps
         if self.params.get("steps") != to_come:
@@ -221,11 +231,23 @@ class FitPosition(keras.callbacks.Callback):  # type: ignore[misc]
                 "to be one step for each batch"
             )
         self._first = self._step
-        self._epochs.go_to(self._step)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Count the batches of this call."""
         self._step = min(self._first + batch + 1, (self.epoch + 1) * self._epochs.steps)
+
+    def _begin(self) -> None:
+        """Let the next iteration begin where this epoch does."""
+        if self._running is not None:
+            self._running.go_to(self._first)
+
+    def _check_begun(self) -> None:
+        """Refuse to count batches that nobody has asked for."""
+        if self._running is not None and self._running.is_at(self._first):
+            raise ArgumentError(
+                "an epoch goes by without this dataset: fit has to get what to_tf_dataset has returned, or what was "
+                "made of it without cache()"
+            )
 
     @staticmethod
     def _add(history: Any, other: Any) -> None:
@@ -233,3 +255,28 @@ class FitPosition(keras.callbacks.Callback):  # type: ignore[misc]
         history.params = other.params
         for name, values in other.history.items():
             history.history.setdefault(name, []).extend(values)
+
+
+class _Beginning(keras.callbacks.Callback):  # type: ignore[misc]
+    """The last of all callbacks: what others have gone through before the first step does not count.
+
+    Without a strategy TensorFlow asks for the first batch in the first step, with one when the iterator is made.
+    """
+
+    def __init__(self, begin: Callable[[], None], check: Callable[[], None] | None) -> None:
+        super().__init__()
+        self._begin, self._check = begin, check
+        self._is_new = False  # the epoch
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._begin()
+        self._is_new = True
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if batch == 0:
+            self._begin()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._is_new and self._check is not None:
+            self._check()
+        self._is_new = False

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
 from mmap_ninja import Padding
-from mmap_ninja.collate import PADDED, Part
+from mmap_ninja.collate import PADDED, STACK, Part
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError
 from mmap_ninja.fields import leaves, like, named_parts
 from mmap_ninja.gather import Jagged, Padded
@@ -32,13 +32,19 @@ def checked(signature: Any) -> Signature:
 
 def of_stored(part: Part, count: int | None, *, with_lengths: bool) -> Signature:
     """That of `count` samples of a map, as they are stored. Raises `ArgumentError`, `ArgumentTypeError`."""
-    one, source = of_sample(part.name, part.source), part.source
-    if part.form.layout == PADDED and not hasattr(source, "sample_shape") and source.kind not in TEXTS:
+    one, source, layout = of_sample(part.name, part.source), part.source, part.form.layout
+    if hasattr(source, "sample_shape") or source.kind in TEXTS:
+        return tf.TensorSpec([count, *one.shape], one.dtype)
+    if layout == STACK:
+        return tf.TensorSpec([count, *_equal_axes(source, len(one.shape))], one.dtype)
+    if layout == PADDED:
         padding = part.form.padding
         _named(part.name, partial(source.take_padded, [], **vars(padding)))  # refuses options that do not fit them
         shape = _padded_shape(padding, one.shape.as_list())
         return _with_lengths(tf.TensorSpec([count, *shape], one.dtype), count, with_lengths)
     ragged_rank = sum(size is None for size in one.shape)  # the first axes, as `common_shape` has it
+    if ragged_rank and not _is_carried(source.dtype, is_ragged=True):
+        raise ArgumentTypeError(f'{part.name}: tf.data has no ragged tensors of {source.dtype}; layout="padded" has it')
     return _spec([count, *one.shape], one.dtype, ragged_rank)
 
 
@@ -46,6 +52,8 @@ def of_sample(name: str, source: Any) -> tf.TensorSpec:
     """That of a single sample of a map, as it is stored. Raises `ArgumentError`, `ArgumentTypeError`."""
     if source.kind in TEXTS:
         return tf.TensorSpec([], tf.string)
+    if source.dtype is None:
+        raise ArgumentError(f"{name} has no samples and no dtype: give output_signature=")
     dtype = _named(name, partial(dtype_of, source.dtype))
     shape = source.sample_shape if hasattr(source, "sample_shape") else _named(name, partial(common_shape, source))
     return tf.TensorSpec(shape, dtype)
@@ -57,7 +65,7 @@ def common_shape(source: Any) -> tuple[int | None, ...]:
     Those are the first axis, and all up to the last one on which two of them do. Raises `ArgumentError` for samples
     that differ in their number of axes.
     """
-    axes: int = source.take_jagged([0] if len(source) else []).shapes.shape[1]
+    axes = axes_of(source)
     if axes < 2 or len(source) == 0:
         return (None,) * axes  # without a look at the index, which may be large
     shapes = source.shapes
@@ -66,6 +74,12 @@ def common_shape(source: Any) -> tuple[int | None, ...]:
     differ = [axis for axis in range(axes) if (shapes[:, axis] != shapes[0, axis]).any()]
     first = max([0, *differ]) + 1
     return (*(None,) * first, *shapes[0, first:].tolist())
+
+
+def axes_of(source: Any) -> int:
+    """How many axes the samples of a ragged map have, or most of them, by the first one."""
+    axes: int = source.take_jagged([0] if len(source) else []).shapes.shape[1]
+    return axes
 
 
 def of_value(value: Any, count: int | None, *, with_lengths: bool) -> Signature:
@@ -98,12 +112,38 @@ def of_sample_value(value: Any) -> Signature:
 def dtype_of(dtype: np.dtype[Any]) -> tf.DType:
     """That of tensors of these values; objects are texts. Raises `ArgumentTypeError` where TensorFlow has none."""
     try:
-        return tf.as_dtype(dtype)
+        found = tf.as_dtype(dtype)
+        if not _is_carried(dtype):
+            raise TypeError
+        return found
     except TypeError:
         raise ArgumentTypeError(
             f"TensorFlow has no dtype for {dtype}; give a wrapper_fn (of open_map) or a transform, which makes of one "
             "sample what TensorFlow knows"
         ) from None
+
+
+@cache
+def _is_carried(dtype: np.dtype[Any], *, is_ragged: bool = False) -> bool:
+    """Whether tf.data has this dtype: those of `ml_dtypes` it has names for, but not always operations."""
+    if not dtype.type.__module__.startswith("ml_dtypes"):
+        return True
+    try:
+        value = tf.constant(np.zeros(1, dtype))
+        if is_ragged:
+            value = tf.RaggedTensor.from_row_lengths(value, [1])
+        next(iter(tf.data.Dataset.from_tensors(value)))
+    except (tf.errors.OpError, TypeError, ValueError):
+        return False
+    return True
+
+
+def _equal_axes(source: Any, axes: int) -> list[int | None]:
+    """The shape of samples of a ragged map, None for axes on which they differ."""
+    shapes = source.shapes
+    if len(shapes) == 0:
+        return [None] * axes
+    return [size if (shapes[:, axis] == size).all() else None for axis, size in enumerate(shapes[0].tolist())]
 
 
 def _each_part(function: Callable[[Any], Any], value: Any) -> Any:

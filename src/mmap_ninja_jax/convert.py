@@ -1,0 +1,122 @@
+"""NumPy's batches as arrays of JAX. Nothing else here knows how those are made."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mmap_ninja.errors import ArgumentTypeError, SampleError, SampleTypeError
+from mmap_ninja.fields import Fields, leaves, like, named_parts
+from mmap_ninja.gather import Jagged
+from mmap_ninja.gather import Padded as PaddedArrays
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+TEXTS = "strings", "bytes"  # the kinds of maps whose samples stay what they are
+
+
+class Padded(NamedTuple):
+    """Samples in one array `values` of shape `(b, *shape)`, which each of them fits into; a pytree.
+
+    `lengths` is int32 `(b,)`, the length of each sample (1 for scalars).
+    """
+
+    values: Any
+    lengths: Any
+
+
+def check(fields: Fields) -> None:
+    """Refuse maps whose samples JAX has no arrays for; warn of what it will round."""
+    for name, field in leaves(fields):
+        if field.wrapper_fn is None and field.kind not in TEXTS:
+            try:
+                found = jax_dtype(field.dtype)
+            except ArgumentTypeError as error:
+                raise ArgumentTypeError(f"{name}: {error}") from None
+            if found.kind in "fc" and found.itemsize < field.dtype.itemsize:
+                warnings.warn(
+                    f"{name} is {field.dtype}, which becomes {found}, as JAX has it, unless jax_enable_x64 is set",
+                    stacklevel=4,
+                )
+
+
+def jax_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of arrays of JAX that hold these values. Raises `ArgumentTypeError` where there is none."""
+    native = dtype.newbyteorder("=")
+    if not _is_known(native):
+        raise ArgumentTypeError(
+            f"JAX has no dtype for {dtype}; give a wrapper_fn (of open_map) or a transform, which makes of one sample "
+            "what JAX knows"
+        )
+    found: np.dtype[Any] = jax.dtypes.canonicalize_dtype(native)
+    return found
+
+
+@cache
+def _is_known(dtype: np.dtype[Any]) -> bool:
+    try:
+        jax.device_put(np.empty(0, dtype))
+    except TypeError:
+        return False
+    return True
+
+
+def host(value: Any) -> Any:
+    """A batch of NumPy's as what goes to a device: arrays in dtypes of JAX, in dicts, tuples and `Padded`.
+
+    Lists of numbers and of arrays that stack become arrays of arrays, other lists stay lists, texts what they are.
+    Integers have to fit into the dtype that JAX has for them, else it is a `SampleError`.
+    """
+    if isinstance(value, PaddedArrays):
+        return Padded(narrowed(value.values), value.lengths.astype(np.int32))
+    if isinstance(value, Jagged):
+        return [narrowed(part) for part in _split(value)]
+    if isinstance(value, Mapping | tuple):
+        parts = {key: host(part) for key, part in named_parts(value)}
+        return parts if isinstance(value, Mapping) else like(value, parts.values())
+    if isinstance(value, np.ndarray):
+        return narrowed(value)
+    if isinstance(value, list):
+        first = value[0]
+        if isinstance(first, bool | int | float | complex | np.generic):
+            return narrowed(np.array(value))
+        return [narrowed(one) if isinstance(one, np.ndarray) else one for one in value]
+    return value
+
+
+def narrowed(array: Array) -> Array:
+    """The array in the dtype that JAX has for it. Raises `SampleError` for integers that this dtype lacks."""
+    try:
+        dtype = jax_dtype(array.dtype)
+    except ArgumentTypeError as error:
+        raise SampleTypeError(str(error)) from None
+    if array.dtype == dtype:
+        return array
+    made = array.astype(dtype)
+    if dtype.kind in "iu" and not np.array_equal(made, array):
+        raise SampleError(
+            f"values of {array.dtype} do not fit into {dtype}, which JAX makes of them unless jax_enable_x64 is set"
+        )
+    return made
+
+
+def each_array(function: Callable[[Array], Any], value: Any) -> Any:
+    """The same with what the function makes of each array; all else stays as it is."""
+    if isinstance(value, np.ndarray):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: each_array(function, part) for key, part in value.items()}
+    if isinstance(value, tuple):
+        return like(value, [each_array(function, part) for part in value])
+    return [each_array(function, part) for part in value] if isinstance(value, list) else value
+
+
+def _split(value: Jagged) -> list[Array]:
+    parts = np.split(value.values, value.offsets[1:-1])
+    shapes = ([size for size in shape if size >= 0] for shape in value.shapes.tolist())
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -1,0 +1,191 @@
+"""Batches of `jax.Array` from any map, without worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from mmap_ninja import Batches, Padding, ReaderShard
+from mmap_ninja.collate import PADDED, STACK, Layouts, Part
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError
+from mmap_ninja.fields import each, length, like, named_parts, opened
+from mmap_ninja.indexing import integer
+from mmap_ninja.pipeline import behind
+from mmap_ninja_jax import convert
+from mmap_ninja_jax.process import check_last, is_on_cpu, placed, reader
+
+Function = Callable[[Any], Any]
+
+LIST, JAGGED = "list", "jagged"
+_LAYOUTS = {name: name for name in (PADDED, LIST, STACK)}
+
+
+class MmapLoader:
+    """Batches of a map, or of several side by side, as pytrees of `jax.Array`, epoch after epoch.
+
+    A background thread gathers them ahead; there are no worker processes and no fork, which JAX warns of.
+
+    Args:
+        source: The path of a map, a map or a view of one, an array in memory, or a dict or tuple of those of one
+            length; batches are dicts or tuples then.
+        batch_size: Samples a batch, of all processes together.
+        shuffle: Whether each epoch comes in an order of its own, which (seed, epoch) decide.
+        seed: 0 to 2**64 - 1; the same for all processes.
+        drop_last: Whether to leave out the last batch if it is incomplete, so that `jit` sees one shape.
+        layout: What becomes of samples of several sizes: `"padded"` (`Padded(values, lengths)`), `"list"` (of arrays)
+            or `"stack"` (one array; refuses samples that differ in shape). By default `"padded"`, and `"stack"` for
+            what `transform` or a `wrapper_fn` returns. Samples of a dense map as they are stored are always one array
+            `(b, *sample_shape)`; texts and bytes stay lists of `str` and `bytes`, as JAX has no such arrays. A dict or
+            tuple gives the parts of a batch layouts of their own.
+        pad_value: What `"padded"` fills up with; or a `Padding`, which has all options of `take_padded`; or a dict or
+            tuple of those.
+        buckets: Ascending lengths, of which the smallest one that fits is what the first axis of padded samples gets:
+            `jit` compiles once for each (with `drop_last`).
+        transform: A function of one sample, as NumPy has it (a copy, which it may change), a dict or tuple of samples
+            where `source` is one. What it returns makes the batch.
+        batch_transform: A function of one whole batch of NumPy's, which the background thread calls.
+        threads: How many threads call `transform` and `wrapper_fn`; the order stays.
+        sharding: A `jax.sharding.Sharding` of the first axis, and of others if a batch has them: batches are global
+            arrays then, of which each process reads what its devices hold.
+        prefetch: How many batches are gathered ahead; on GPU and TPU one more is on its way to the device.
+        shard: Which reader this is, and of how many: `ReaderShard(index, count)`. By default the part that `sharding`
+            says, without one that of `jax.process_index()` of `jax.process_count()`.
+
+    On CPU the arrays of large batches are the memory that they were gathered into: nothing is copied, and nothing
+    changes it until they are gone. Without `jax_enable_x64`, JAX has 32-bit dtypes only: floats are rounded, which is
+    a warning here, and integers that do not fit are a `SampleError`. Iterating gives one epoch and then stands at the
+    start of the next; an iteration that is given up starts its epoch again, unless a position was loaded.
+
+    Raises `ArgumentError`, `ArgumentTypeError` (a dtype that JAX lacks, among others), `MapNotFoundError`,
+    `MapCorruptError`; while iterating what `Batches` raises.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mmap_ninja import RaggedMmap
+        >>> _ = RaggedMmap.from_lists("rows", [[1], [2, 2], [3, 3, 3]])
+        >>> for tokens, labels in MmapLoader(("rows", np.array([7, 8, 9])), 2, buckets=(2, 4)):
+        ...     print(tokens.values.tolist(), tokens.lengths, labels)
+        [[1, 0], [2, 2]] [1 2] [7 8]
+        [[3, 3, 3, 0]] [3] [9]
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        layout: Any = None,
+        pad_value: Any = 0,
+        buckets: Sequence[int] | None = None,
+        transform: Function | None = None,
+        batch_transform: Function | None = None,
+        threads: int = 1,
+        sharding: Any = None,
+        prefetch: int = 2,
+        shard: ReaderShard | None = None,
+    ) -> None:
+        if batch_transform is not None and not callable(batch_transform):
+            raise ArgumentTypeError(f"batch_transform is {batch_transform!r}, expected a function")
+        fields, size = opened(source), integer("batch_size", batch_size, 1)
+        convert.check(fields)
+        given = pad_value if buckets is None else _bucketed(buckets, pad_value)
+        layouts = Layouts(layout, given, PADDED, _LAYOUTS)
+        stored = layouts.stored(fields) if transform is None else None
+        if stored is not None and batch_transform is None:
+            each(_check_longest, stored)
+        self._shard = reader(shard, sharding, size)
+        if sharding is not None:
+            check_last(sharding, length(fields), size, self._shard.count, drop_last=drop_last)
+        self._put = partial(placed, sharding=sharding, count=self._shard.count)
+        self._is_ahead = bool(prefetch) and not is_on_cpu(sharding)
+        self._batches = Batches(
+            fields,
+            size,
+            shuffle=shuffle,
+            seed=seed,
+            drop_last=drop_last,
+            shard=self._shard,
+            layout=layouts.made() if stored is None else each(_layout, stored),
+            pad_value=given,
+            transform=transform,
+            batch_transform=partial(_finished, batch_transform),
+            threads=threads,
+            prefetch=prefetch,
+        )
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return len(self._batches)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that comes next, or is being gone through."""
+        return self._batches.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch; a position in that very epoch that was loaded just before stays."""
+        self._batches.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, as a dict of plain values: what was handed out counts, what was prefetched does not.
+
+        It is the same for all processes, and fits any number of them.
+        """
+        return self._batches.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where `state_dict` was called. Raises `StateError` for a state of something else."""
+        self._batches.load_state_dict(state)
+
+    def get_state(self) -> dict[str, Any]:
+        """`state_dict`, by the name that Grain uses."""
+        return self.state_dict()
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """`load_state_dict`, by the name that Grain uses."""
+        self.load_state_dict(state)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._batches.through(self._placed)
+
+    def __repr__(self) -> str:
+        return f"<MmapLoader, {self._batches!r}>"
+
+    def _placed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        there = map(self._put, batches)
+        return behind(there, 1) if self._is_ahead else there
+
+
+def _layout(part: Part) -> str:
+    """That of the core for samples as they are stored: a list is made of one gather."""
+    layout: str = part.form.layout
+    return JAGGED if layout == LIST and part.source.wrapper_fn is None else layout
+
+
+def _finished(function: Function | None, batch: Any) -> Any:
+    return convert.host(batch if function is None else function(batch))
+
+
+def _bucketed(buckets: Any, pad_value: Any) -> Any:
+    """The paddings with these buckets."""
+    if isinstance(pad_value, Padding):
+        raise ArgumentError("buckets= and a Padding contradict each other: give Padding(buckets=...)")
+    if isinstance(pad_value, Mapping | tuple):
+        parts = {key: _bucketed(buckets, part) for key, part in named_parts(pad_value)}
+        return parts if isinstance(pad_value, Mapping) else like(pad_value, parts.values())
+    return Padding(pad_value, buckets=buckets)
+
+
+def _check_longest(part: Part) -> None:
+    """Refuse buckets that the longest sample does not fit into, by the index alone."""
+    source, form = part.source, part.form
+    is_ragged = not hasattr(source, "sample_shape") and source.kind not in convert.TEXTS
+    if form.layout != PADDED or source.wrapper_fn is not None or not is_ragged or form.padding.buckets is None:
+        return
+    largest, longest = form.padding.buckets[-1], int(source.lengths.max(initial=0))
+    if longest > largest:
+        raise ArgumentError(f"{part.name} has a sample of length {longest}, but the largest bucket is {largest}")

@@ -42,7 +42,7 @@ LEVELS: list[set[str]] = [
     {"dense", "ragged", "binary", "string", "views", "_view", "_windows", "_grid"},
     {"records"},
     {"sharded"},
-    {"generic", "numpy", "batches", "_batch", "collate", "fields", "_given"},
+    {"generic", "numpy", "batches", "_batch", "collate", "fields", "packing", "_given"},
     {"convert", "verify", "upgrade", "remote"},
     {"cli", "__main__", CORE},  # mmap_ninja/__init__.py gathers the public names, so it may import all of its own
     {"mmap_ninja_torch", "mmap_ninja_tf", "mmap_ninja_jax"},

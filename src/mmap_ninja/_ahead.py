@@ -35,7 +35,7 @@ class _Channel(Generic[T]):
         self._room: SimpleQueue[None] = SimpleQueue()  # one for each item that may be made
         for _ in range(most + 1):  # while `most` are ready, the next one is made
             self._room.put(None)
-        self.is_orphan = False
+        self.is_orphan = self.is_over = False
         self._error: BaseException | None = None
 
     def fill(self) -> None:
@@ -118,13 +118,16 @@ class Ahead(Generic[T]):
         An iterator may be let go of anywhere: by the garbage collector in the very thread that this one waits for,
         or under a lock that a function of the user is waiting for in there.
         """
+        if self._channel.is_over:
+            return
         self._channel.stop()
         if not self._channel.is_orphan and not is_ours():
             self._thread.join(PATIENCE)
 
     def __del__(self) -> None:
         # Without waiting: the thread may be in a function of the user that needs what this one holds.
-        self._channel.stop()
+        if not self._channel.is_over:
+            self._channel.stop()
 
 
 _running: weakref.WeakKeyDictionary[threading.Thread, _Channel[Any]] = weakref.WeakKeyDictionary()
@@ -146,3 +149,4 @@ def _stop_all() -> None:
     for thread, channel in list(_running.items()):
         channel.stop()
         thread.join()
+        channel.is_over = True  # what is taken apart later does not need the names of this module

@@ -47,7 +47,7 @@ class GivenOrder(Progress):
                 found = positions(listed(indices), self._n)
             except (IndexTypeError, SampleIndexError) as error:
                 raise type(error)(f"batch {k} of the order that was given: {error}") from None
-            if len(found) == 0:
+            if len(found) == 0 and not getattr(self._given, "may_be_empty", False):
                 raise ArgumentError(f"batch {k} of the order that was given has no samples")
             yield found
 
@@ -64,7 +64,7 @@ class GivenOrder(Progress):
         return found
 
     def _identity(self) -> dict[str, Any]:
-        return {"n": self._n, "order": "given"}
+        return {"n": self._n, "order": getattr(self._given, "identity", "given")}
 
     def _seen(self, batch: int) -> int:
         return batch

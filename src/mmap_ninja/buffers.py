@@ -52,7 +52,8 @@ class Pool:
         memory = self._taken(size)
         # NumPy lets every view refer to the array that begins a chain of views: to this one, as its own base is none.
         whole: Array = np.frombuffer(memory.data, np.uint8)
-        weakref.finalize(whole, self._take_back, memory).atexit = False
+        _wholes.add(id(whole))
+        weakref.finalize(whole, self._take_back, memory, id(whole)).atexit = False
         start = -whole.__array_interface__["data"][0] % _ALIGNMENT
         array: Array = whole[start : start + size].view(dtype).reshape(shape)
         return array
@@ -69,7 +70,8 @@ class Pool:
                     del self._free[at]  # somebody has found a way to it besides the array
         return np.empty(need + need // 8, np.uint8)  # room for the next batch, which may be a little larger
 
-    def _take_back(self, memory: Array) -> None:
+    def _take_back(self, memory: Array, number: int) -> None:
+        _wholes.discard(number)
         self._returned.put(memory)
         if self._lock.acquire(blocking=False):  # else whoever has it, which may be this thread, is about to collect
             try:
@@ -84,6 +86,14 @@ class Pool:
             del self._free[0]
 
 
+def is_pooled(array: Array) -> bool:
+    """Whether the memory of an array is that of a pool, so that nobody else writes to it or uses it again."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return id(array) in _wholes
+
+
+_wholes: set[int] = set()  # ids of the arrays that hold the memory of pools
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 

@@ -12,9 +12,10 @@ except ModuleNotFoundError as error:
 
     raise MissingExtraError("mmap_ninja_jax needs JAX: pip install 'mmap-ninja[jax]'") from error
 
+from mmap_ninja.packing import Packed
 from mmap_ninja_jax.convert import Padded
 from mmap_ninja_jax.loader import MmapLoader
 
 del _jax
 
-__all__ = ["MmapLoader", "Padded"]
+__all__ = ["MmapLoader", "Packed", "Padded"]

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from mmap_ninja import packing
+from mmap_ninja.buffers import empty, is_pooled
 from mmap_ninja.errors import ArgumentTypeError, SampleError, SampleTypeError
 from mmap_ninja.fields import Fields, leaves, like, named_parts
 from mmap_ninja.gather import Jagged
@@ -33,7 +35,7 @@ class Padded(NamedTuple):
 def check(fields: Fields) -> None:
     """Refuse maps whose samples JAX has no arrays for; warn of what it will round."""
     for name, field in leaves(fields):
-        if field.wrapper_fn is None and field.kind not in TEXTS:
+        if field.wrapper_fn is None and field.kind not in TEXTS and field.dtype is not None:
             try:
                 found = jax_dtype(field.dtype)
             except ArgumentTypeError as error:
@@ -61,48 +63,56 @@ def jax_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def _is_known(dtype: np.dtype[Any]) -> bool:
     try:
         jax.device_put(np.empty(0, dtype))
-    except TypeError:
+    except (TypeError, ValueError, RuntimeError):
         return False
     return True
 
 
 def host(value: Any) -> Any:
-    """A batch of NumPy's as what goes to a device: arrays in dtypes of JAX, in dicts, tuples and `Padded`.
+    """A batch of NumPy's as what goes to a device: arrays in dicts, lists, tuples, `Padded` and `Packed`.
 
-    Lists of numbers and of arrays that stack become arrays of arrays, other lists stay lists, texts what they are.
-    Integers have to fit into the dtype that JAX has for them, else it is a `SampleError`.
+    Numbers in a list become one array; texts, and what is no array and no number, stay what they are.
     """
     if isinstance(value, PaddedArrays):
-        return Padded(narrowed(value.values), value.lengths.astype(np.int32))
+        return Padded(value.values, value.lengths.astype(np.int32))
     if isinstance(value, Jagged):
-        return [narrowed(part) for part in _split(value)]
+        return _split(value)
     if isinstance(value, Mapping | tuple):
         parts = {key: host(part) for key, part in named_parts(value)}
         return parts if isinstance(value, Mapping) else like(value, parts.values())
-    if isinstance(value, np.ndarray):
-        return narrowed(value)
     if isinstance(value, list):
-        first = value[0]
-        if isinstance(first, bool | int | float | complex | np.generic):
-            return narrowed(np.array(value))
-        return [narrowed(one) if isinstance(one, np.ndarray) else one for one in value]
+        are_numbers = value and all(isinstance(one, bool | int | float | complex | np.generic) for one in value)
+        return np.array(value) if are_numbers else [host(one) for one in value]
     return value
 
 
-def narrowed(array: Array) -> Array:
-    """The array in the dtype that JAX has for it. Raises `SampleError` for integers that this dtype lacks."""
+def own(array: Array) -> Array:
+    """The array in the dtype that JAX has for it now, in memory that nobody else writes to: JAX may not copy it.
+
+    Raises `SampleError` for integers that this dtype lacks, `SampleTypeError` where JAX has none.
+    """
     try:
         dtype = jax_dtype(array.dtype)
     except ArgumentTypeError as error:
         raise SampleTypeError(str(error)) from None
-    if array.dtype == dtype:
+    if array.dtype == dtype and is_pooled(array):
         return array
-    made = array.astype(dtype)
+    made = empty(array.shape, dtype)
+    with np.errstate(over="ignore"):  # infinity, as everywhere in JAX
+        made[...] = array
     if dtype.kind in "iu" and not np.array_equal(made, array):
         raise SampleError(
             f"values of {array.dtype} do not fit into {dtype}, which JAX makes of them unless jax_enable_x64 is set"
         )
     return made
+
+
+def packed(value: Any, **options: Any) -> Any:
+    """Samples that lie end to end, in dicts and tuples, as rows."""
+    if isinstance(value, Jagged):
+        return packing.packed(value, empty=empty, **options)
+    parts = {key: packed(part, **options) for key, part in named_parts(value)}
+    return parts if isinstance(value, Mapping) else like(value, parts.values())
 
 
 def each_array(function: Callable[[Array], Any], value: Any) -> Any:

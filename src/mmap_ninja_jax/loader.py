@@ -6,18 +6,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from mmap_ninja import Batches, Padding, ReaderShard
 from mmap_ninja.collate import PADDED, STACK, Layouts, Part
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError
-from mmap_ninja.fields import each, length, like, named_parts, opened
+from mmap_ninja.fields import Fields, each, leaves, length, like, named_parts, opened
 from mmap_ninja.indexing import integer
+from mmap_ninja.packing import PackedOrder
 from mmap_ninja.pipeline import behind
 from mmap_ninja_jax import convert
-from mmap_ninja_jax.process import check_last, is_on_cpu, placed, reader
+from mmap_ninja_jax.process import check_last, check_shapes, is_on_cpu, placed, reader
 
 Function = Callable[[Any], Any]
 
-LIST, JAGGED = "list", "jagged"
+LIST, JAGGED, PACKED = "list", "jagged", "packed"
 _LAYOUTS = {name: name for name in (PADDED, LIST, STACK)}
 
 
@@ -29,22 +32,26 @@ class MmapLoader:
     Args:
         source: The path of a map, a map or a view of one, an array in memory, or a dict or tuple of those of one
             length; batches are dicts or tuples then.
-        batch_size: Samples a batch, of all processes together.
+        batch_size: Samples a batch, or rows where they are packed, of all processes together.
         shuffle: Whether each epoch comes in an order of its own, which (seed, epoch) decide.
         seed: 0 to 2**64 - 1; the same for all processes.
         drop_last: Whether to leave out the last batch if it is incomplete, so that `jit` sees one shape.
-        layout: What becomes of samples of several sizes: `"padded"` (`Padded(values, lengths)`), `"list"` (of arrays)
-            or `"stack"` (one array; refuses samples that differ in shape). By default `"padded"`, and `"stack"` for
-            what `transform` or a `wrapper_fn` returns. Samples of a dense map as they are stored are always one array
+        layout: What becomes of samples of several sizes: `"padded"` (`Padded(values, lengths)`), `"packed"` (for all
+            parts, which have one axis and equal lengths: `batch_size` rows of `pack_length`, filled with samples by
+            first fit, as `Packed(values, segment_ids, positions)`, always of one shape), `"list"` (of arrays) or
+            `"stack"` (one array; refuses samples that differ in shape). By default `"padded"`, and `"stack"` for what
+            `transform` or a `wrapper_fn` returns. Samples of a dense map as they are stored are always one array
             `(b, *sample_shape)`; texts and bytes stay lists of `str` and `bytes`, as JAX has no such arrays. A dict or
             tuple gives the parts of a batch layouts of their own.
         pad_value: What `"padded"` fills up with; or a `Padding`, which has all options of `take_padded`; or a dict or
             tuple of those.
         buckets: Ascending lengths, of which the smallest one that fits is what the first axis of padded samples gets:
             `jit` compiles once for each (with `drop_last`).
+        pack_length: Values a row of what is packed. No sample may be longer.
         transform: A function of one sample, as NumPy has it (a copy, which it may change), a dict or tuple of samples
             where `source` is one. What it returns makes the batch.
-        batch_transform: A function of one whole batch of NumPy's, which the background thread calls.
+        batch_transform: A function of one whole batch of NumPy's, which the background thread calls. Arrays that it
+            makes itself are copied once more: JAX must not look into memory that somebody else may write to.
         threads: How many threads call `transform` and `wrapper_fn`; the order stays.
         sharding: A `jax.sharding.Sharding` of the first axis, and of others if a batch has them: batches are global
             arrays then, of which each process reads what its devices hold.
@@ -81,6 +88,7 @@ class MmapLoader:
         layout: Any = None,
         pad_value: Any = 0,
         buckets: Sequence[int] | None = None,
+        pack_length: int | None = None,
         transform: Function | None = None,
         batch_transform: Function | None = None,
         threads: int = 1,
@@ -92,33 +100,35 @@ class MmapLoader:
             raise ArgumentTypeError(f"batch_transform is {batch_transform!r}, expected a function")
         fields, size = opened(source), integer("batch_size", batch_size, 1)
         convert.check(fields)
-        given = pad_value if buckets is None else _bucketed(buckets, pad_value)
-        layouts = Layouts(layout, given, PADDED, _LAYOUTS)
-        stored = layouts.stored(fields) if transform is None else None
-        if stored is not None and batch_transform is None:
-            each(_check_longest, stored)
-        self._shard = reader(shard, sharding, size)
-        if sharding is not None:
-            check_last(sharding, length(fields), size, self._shard.count, drop_last=drop_last)
-        self._put = partial(placed, sharding=sharding, count=self._shard.count)
+        own = reader(shard, sharding, size)
+        self._put = partial(placed, sharding=sharding, count=own.count)
         self._is_ahead = bool(prefetch) and not is_on_cpu(sharding)
-        self._batches = Batches(
-            fields,
-            size,
-            shuffle=shuffle,
-            seed=seed,
-            drop_last=drop_last,
-            shard=self._shard,
-            layout=layouts.made() if stored is None else each(_layout, stored),
-            pad_value=given,
-            transform=transform,
-            batch_transform=partial(_finished, batch_transform),
-            threads=threads,
-            prefetch=prefetch,
-        )
+        order = {"shuffle": shuffle, "seed": seed, "drop_last": drop_last, "shard": own}
+        if (pack_length is None) == (layout == PACKED):
+            raise ArgumentError("layout='packed' and pack_length belong together")
+        if pack_length is not None:
+            if transform is not None or buckets is not None:
+                raise ArgumentError("what is packed has no transform and no buckets; there is batch_transform")
+            options = _in_rows(fields, size, pack_length, pad_value, order)
+        else:
+            given = pad_value if buckets is None else _bucketed(buckets, pad_value)
+            layouts = Layouts(layout, given, PADDED, _LAYOUTS)
+            if sharding is not None:
+                check_last(sharding, length(fields), size, own.count, drop_last=drop_last)
+            if transform is None:
+                stored = layouts.stored(fields)
+                if batch_transform is None:
+                    _check_stored(stored, sharding, size)
+                options = {"layout": each(_layout, stored)}
+            else:
+                options = {"layout": layouts.made()}
+            options |= {"batch_size": size, "pad_value": given, **order}
+        finish = partial(_finished, options.pop("pack", None), batch_transform)
+        options |= {"transform": transform, "batch_transform": finish, "threads": threads, "prefetch": prefetch}
+        self._batches = Batches(fields, **options)
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches an epoch. Raises `TypeError` where they are packed: it depends on the order."""
         return len(self._batches)
 
     @property
@@ -166,7 +176,35 @@ def _layout(part: Part) -> str:
     return JAGGED if layout == LIST and part.source.wrapper_fn is None else layout
 
 
-def _finished(function: Function | None, batch: Any) -> Any:
+def _lengths(fields: Fields) -> Any:
+    """The length of each sample, the same in all parts. Raises `ArgumentError` for what cannot be packed."""
+    found = None
+    for name, field in leaves(fields):
+        is_ragged = field.wrapper_fn is None and field.kind not in convert.TEXTS and not hasattr(field, "sample_shape")
+        if not is_ragged or field.shapes.shape[1] != 1:
+            raise ArgumentError(f"{name} cannot be packed: its samples have to be stored ragged, with one axis each")
+        if found is not None and not np.array_equal(found, field.lengths):
+            raise ArgumentError(f"{name} has samples of other lengths than the part before it: they cannot be packed")
+        found = field.lengths
+    return found
+
+
+def _in_rows(fields: Fields, size: int, pack_length: int, pad_value: Any, order: dict[str, Any]) -> dict[str, Any]:
+    """What `Batches` gets for packed rows, and what packs them."""
+    own = PackedOrder(_lengths(fields), size, pack_length, **order)
+    pack = partial(convert.packed, rows=size // order["shard"].count, length=pack_length, pad_value=pad_value)
+    return {"order": own, "layout": JAGGED, "pack": pack}
+
+
+def _check_stored(stored: Any, sharding: Any, size: int) -> None:
+    """Refuse samples, as they are stored, that do not fit into buckets or onto devices."""
+    each(_check_longest, stored)
+    if sharding is not None:
+        check_shapes(sharding, stored, size)
+
+
+def _finished(pack: Function | None, function: Function | None, batch: Any) -> Any:
+    batch = batch if pack is None else pack(batch)
     return convert.host(batch if function is None else function(batch))
 
 

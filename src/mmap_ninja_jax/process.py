@@ -7,26 +7,31 @@ from typing import Any
 import jax
 
 from mmap_ninja import ReaderShard
-from mmap_ninja.errors import ArgumentError, ArgumentTypeError
-from mmap_ninja_jax.convert import each_array
+from mmap_ninja.collate import Part
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError, SampleError
+from mmap_ninja.fields import each
+from mmap_ninja_jax.convert import TEXTS, each_array, own
 
 
 def reader(shard: Any, sharding: Any, batch_size: int) -> ReaderShard:
     """The `shard` that was given, else the part of each batch that the devices of this process hold."""
-    if shard is not None:
-        if not isinstance(shard, ReaderShard):
-            raise ArgumentTypeError(f"shard is {shard!r}, expected a ReaderShard(index, count)")
-        return shard
+    if shard is not None and not isinstance(shard, ReaderShard):
+        raise ArgumentTypeError(f"shard is {shard!r}, expected a ReaderShard(index, count)")
     if sharding is None:
-        return ReaderShard(jax.process_index(), jax.process_count())
+        return shard or ReaderShard(jax.process_index(), jax.process_count())
+    if not isinstance(sharding, jax.sharding.Sharding):
+        raise ArgumentTypeError(f"sharding is {sharding!r}, expected a jax.sharding.Sharding")
     start, stop = _rows(sharding, batch_size)
     size = stop - start
     if start % size or batch_size % size:
         raise ArgumentError(
             f"the devices of this process hold samples {start} to {stop - 1} of each batch of {batch_size}, which is "
-            "no equal part of it: give shard="
+            "no equal part of it"
         )
-    return ReaderShard(start // size, batch_size // size)
+    own = ReaderShard(start // size, batch_size // size)
+    if shard not in (None, own):
+        raise ArgumentError(f"shard is {shard}, but by sharding= the devices of this process hold the part of {own}")
+    return own
 
 
 def _rows(sharding: Any, batch_size: int) -> tuple[int, int]:
@@ -39,7 +44,7 @@ def _rows(sharding: Any, batch_size: int) -> tuple[int, int]:
     start, stop = ranges[0]
     for first, last in ranges[1:]:
         if first != stop:
-            raise ArgumentError("the devices of this process hold several parts of each batch: give shard=")
+            raise ArgumentError("the devices of this process hold several parts of each batch, expected one")
         stop = last
     return start, stop
 
@@ -50,6 +55,21 @@ def of_axes(sharding: Any, axes: int) -> Any:
         spec = jax.sharding.PartitionSpec(*sharding.spec[:axes])  # type: ignore[no-untyped-call]
         return jax.sharding.NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
     return sharding
+
+
+def check_shapes(sharding: Any, stored: Any, batch_size: int) -> None:
+    """Refuse samples of a known shape that the sharding cannot divide, and those that have no axis in common."""
+
+    def check(part: Part) -> None:
+        if part.form.layout == "list" and not hasattr(part.source, "sample_shape") and part.source.kind not in TEXTS:
+            raise ArgumentError(f"{part.name}: layout='list' makes no arrays of whole batches, which sharding= divides")
+        shape = (batch_size, *getattr(part.source, "sample_shape", ()))
+        try:
+            of_axes(sharding, len(shape)).shard_shape(shape)
+        except ValueError as error:
+            raise ArgumentError(f"{part.name}: sharding= cannot divide batches of shape {shape}: {error}") from None
+
+    each(check, stored)
 
 
 def check_last(sharding: Any, n: int, batch_size: int, readers: int, *, drop_last: bool) -> None:
@@ -76,14 +96,15 @@ def placed(batch: Any, sharding: Any, count: int) -> Any:
     """A batch on the devices, where it is one of `count` parts."""
     found: list[Any] = []
     each_array(found.append, batch)
-    if sharding is None:
-        there = iter(jax.device_put(found))
-    else:
-        there = iter([_global(array, sharding, count) for array in found])
+    arrays = list(map(own, found))
+    put = jax.device_put(arrays) if sharding is None else [_global(array, sharding, count) for array in arrays]
+    there = iter(put)
     return each_array(lambda _: next(there), batch)
 
 
 def _global(array: Any, sharding: Any, count: int) -> Any:
+    if array.ndim == 0:
+        raise SampleError("sharding= divides arrays with an axis for the samples, and one without any axis came")
     shape = (len(array) * count, *array.shape[1:])
     made = jax.make_array_from_process_local_data  # published without types
     return made(of_axes(sharding, array.ndim), array, shape)  # type: ignore[no-untyped-call]

@@ -55,9 +55,10 @@ class MmapPyDataset(keras.utils.PyDataset):  # type: ignore[misc]
         shard: Which reader this is, and of how many: `ReaderShard(index, count)`.
         options: `workers`, `use_multiprocessing` and `max_queue_size` of `keras.utils.PyDataset`.
 
-    Arrays belong to the batch alone: nothing changes them afterwards. Texts are arrays of objects. `on_epoch_end`
-    leads to the next epoch, so make a second one (`take(len(dataset))`, say) to evaluate on while `fit` runs. Worker
-    processes open the maps anew, by their paths.
+    Arrays belong to the batch alone: nothing changes them afterwards. Texts are arrays of objects, which
+    `fit` refuses: let `batch_transform` make numbers of them, or take `to_tf_dataset`. `on_epoch_end` leads to the next
+    epoch, so make a second one (`take(len(dataset))`, say) to evaluate on while `fit` runs. Worker processes open the
+    maps anew, by their paths.
 
     Raises `ArgumentError`, `ArgumentTypeError`, `MapNotFoundError`, `MapCorruptError`; when a batch is made what
     `Batches.batch` raises, and `IndexError` for a batch that there is not.

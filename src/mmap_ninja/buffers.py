@@ -93,6 +93,18 @@ def is_pooled(array: Array) -> bool:
     return id(array) in _wholes
 
 
+def owned(array: Array) -> Array:
+    """The array, if its memory is that of a pool, else a copy in memory of its own.
+
+    For frameworks that look into the memory of an array without a copy: some of them write their results there.
+    """
+    if is_pooled(array):
+        return array
+    made = empty(array.shape, array.dtype)
+    made[...] = array
+    return made
+
+
 _wholes: set[int] = set()  # ids of the arrays that hold the memory of pools
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mmap_ninja.buffers import owned
 from mmap_ninja.fields import like, named_parts
 from mmap_ninja.gather import Padded
 
@@ -24,11 +25,15 @@ def as_array(value: Any) -> Array:
 
 
 def plain(value: Any, *, with_lengths: bool) -> Any:
-    """A batch as dicts and tuples of arrays; what is padded as its values, or a dict of `values` and `lengths`."""
+    """A batch as dicts and tuples of arrays in memory of their own.
+
+    What is padded becomes its values, or a dict of `values` and `lengths`.
+    """
     if isinstance(value, Padded):
         parts = {"values": value.values, "lengths": value.lengths}
         return plain(parts if with_lengths else value.values, with_lengths=with_lengths)
     if isinstance(value, Mapping | tuple):
         parts = {key: plain(part, with_lengths=with_lengths) for key, part in named_parts(value)}
         return parts if isinstance(value, Mapping) else like(value, parts.values())
-    return as_array(value)
+    array = as_array(value)
+    return array if array.dtype.hasobject else owned(array)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from mmap_ninja.buffers import owned
 from mmap_ninja.errors import SampleError
 from mmap_ninja.fields import each, leaves, named_parts
 from mmap_ninja.gather import Jagged, Padded
@@ -65,17 +66,22 @@ class _Leaf:
 
     def arrays(self, value: Any) -> list[Array]:
         """The values and, if it is ragged, the row splits of each ragged axis."""
-        if self._ragged_rank:
-            found = self._ragged(value)
-        else:
-            if isinstance(value, Jagged):
-                if value.shapes.shape[1]:
-                    raise SampleError(f"samples of several sizes came, but the signature says {self._spec}")
-                value = value.values
-            found = [as_array(value)]
+        found = self._apart(value)
         for array, part in zip(found, self.parts, strict=True):
             part.check(array)
+        if not found[0].dtype.hasobject:  # TensorFlow may write results into the memory of what it needs no more
+            found[0] = owned(found[0])
         return found
+
+    def _apart(self, value: Any) -> list[Array]:
+        if self._ragged_rank:
+            return self._ragged(value)
+
+        if isinstance(value, Jagged):
+            if value.shapes.shape[1]:
+                raise SampleError(f"samples of several sizes came, but the signature says {self._spec}")
+            value = value.values
+        return [as_array(value)]
 
     def packed(self, tensors: Sequence[tf.Tensor]) -> Any:
         for tensor, part in zip(tensors, self.parts, strict=True):

@@ -61,8 +61,8 @@ def to_tf_dataset(
         with_lengths: Whether what is padded becomes `{"values": tensor, "lengths": tensor}`, int64 `(b,)`.
         transform: A function of one sample, as NumPy has it (a copy, which it may change), a dict or tuple of samples
             where `source` is one. What it returns makes the batch.
-        batch_transform: A function of one whole batch of NumPy's: arrays, lists of texts, `Jagged` and `Padded`. It
-            must not change afterwards what it has returned.
+        batch_transform: A function of one whole batch of NumPy's: arrays, lists of texts, `Jagged` and `Padded`. What
+            it makes itself is copied once more: TensorFlow writes into memory that it takes for its own.
         output_signature: The `tf.TypeSpec` of an element, or a dict or tuple of those, where functions make it. By
             default they are called for the first samples, to see: of theirs only the first axis of a batch, and what
             is padded or ragged, may have another length later.

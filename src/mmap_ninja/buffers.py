@@ -88,9 +88,14 @@ class Pool:
 
 def is_pooled(array: Array) -> bool:
     """Whether the memory of an array is that of a pool, so that nobody else writes to it or uses it again."""
+    return id(root_of(array)) in _wholes
+
+
+def root_of(array: Array) -> Array:
+    """The array that the memory of a view belongs to; itself, if it is none."""
     while isinstance(array.base, np.ndarray):
         array = array.base
-    return id(array) in _wholes
+    return array
 
 
 def owned(array: Array) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mmap_ninja.buffers import owned
+from mmap_ninja.buffers import owned, root_of
 from mmap_ninja.errors import SampleError
 from mmap_ninja.fields import each, leaves, named_parts
 from mmap_ninja.gather import Jagged, Padded
@@ -23,8 +23,17 @@ class Conversion:
         self.specs = [part.spec for _, leaf in leaves(self._leaves) for part in leaf.parts]  # of the tensors
 
     def arrays(self, value: Any) -> list[Array]:
-        """The element as arrays, one for each tensor. Raises `SampleError` if it has another signature."""
-        return _arrays(value, self._leaves)
+        """The element as arrays, one for each tensor, of which no two share memory: TensorFlow may write results there.
+
+        Raises `SampleError` if it has another signature.
+        """
+        found, roots = _arrays(value, self._leaves), set[int]()
+        for k, array in enumerate(found):
+            root = id(root_of(array))
+            if root in roots:
+                found[k] = array.copy()
+            roots.add(root)
+        return found
 
     def packed(self, tensors: Sequence[tf.Tensor]) -> Any:
         """The tensors as dicts and tuples of tensors and ragged tensors."""
@@ -69,14 +78,13 @@ class _Leaf:
         found = self._apart(value)
         for array, part in zip(found, self.parts, strict=True):
             part.check(array)
-        if not found[0].dtype.hasobject:  # TensorFlow may write results into the memory of what it needs no more
+        if not found[0].dtype.hasobject:
             found[0] = owned(found[0])
         return found
 
     def _apart(self, value: Any) -> list[Array]:
         if self._ragged_rank:
             return self._ragged(value)
-
         if isinstance(value, Jagged):
             if value.shapes.shape[1]:
                 raise SampleError(f"samples of several sizes came, but the signature says {self._spec}")

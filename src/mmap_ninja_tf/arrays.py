@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mmap_ninja.buffers import owned
+from mmap_ninja.buffers import owned, root_of
 from mmap_ninja.fields import like, named_parts
 from mmap_ninja.gather import Padded
 
@@ -25,15 +25,22 @@ def as_array(value: Any) -> Array:
 
 
 def plain(value: Any, *, with_lengths: bool) -> Any:
-    """A batch as dicts and tuples of arrays in memory of their own.
+    """A batch as dicts and tuples of arrays in memory of their own, which no two of them share.
 
     What is padded becomes its values, or a dict of `values` and `lengths`.
     """
+    return _plain(value, with_lengths, set())
+
+
+def _plain(value: Any, with_lengths: bool, roots: set[int]) -> Any:
     if isinstance(value, Padded):
-        parts = {"values": value.values, "lengths": value.lengths}
-        return plain(parts if with_lengths else value.values, with_lengths=with_lengths)
+        value = {"values": value.values, "lengths": value.lengths} if with_lengths else value.values
     if isinstance(value, Mapping | tuple):
-        parts = {key: plain(part, with_lengths=with_lengths) for key, part in named_parts(value)}
+        parts = {key: _plain(part, with_lengths, roots) for key, part in named_parts(value)}
         return parts if isinstance(value, Mapping) else like(value, parts.values())
     array = as_array(value)
-    return array if array.dtype.hasobject else owned(array)
+    if array.dtype.hasobject:
+        return array
+    array = array.copy() if id(root_of(array)) in roots else owned(array)
+    roots.add(id(root_of(array)))
+    return array

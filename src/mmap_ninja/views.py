@@ -59,6 +59,12 @@ class Selection(View):
         """
         return self._numbers(None)
 
+    def __repr__(self) -> str:
+        if self._source is None or len(self) == 0:
+            return super().__repr__()
+        some = self._numbers(np.unique([0, min(1, len(self) - 1), len(self) - 1])).tolist()
+        return f"{super().__repr__()[:-1]}, samples {', '.join(map(str, some[:2]))} to {some[-1]}>"  # not of any other
+
     def _check(self) -> None:
         chosen, n = self._chosen, len(self._held())
         if isinstance(chosen, Shuffled):

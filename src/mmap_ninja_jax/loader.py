@@ -54,7 +54,8 @@ class MmapLoader:
             makes itself are copied once more: JAX must not look into memory that somebody else may write to.
         threads: How many threads call `transform` and `wrapper_fn`; the order stays.
         sharding: A `jax.sharding.Sharding` of the first axis, and of others if a batch has them: batches are global
-            arrays then, of which each process reads what its devices hold.
+            arrays then, of which each process reads what its devices hold. What several processes pad has to get one
+            shape in all of them: `pad_value=Padding(length=...)`.
         prefetch: How many batches are gathered ahead; on GPU and TPU one more is on its way to the device.
         shard: Which reader this is, and of how many: `ReaderShard(index, count)`. By default the part that `sharding`
             says, without one that of `jax.process_index()` of `jax.process_count()`.
@@ -99,7 +100,8 @@ class MmapLoader:
         if batch_transform is not None and not callable(batch_transform):
             raise ArgumentTypeError(f"batch_transform is {batch_transform!r}, expected a function")
         fields, size = opened(source), integer("batch_size", batch_size, 1)
-        convert.check(fields)
+        if transform is None and batch_transform is None:
+            convert.check(fields)
         own = reader(shard, sharding, size)
         self._put = partial(placed, sharding=sharding, count=own.count)
         self._is_ahead = bool(prefetch) and not is_on_cpu(sharding)
@@ -113,16 +115,17 @@ class MmapLoader:
         else:
             given = pad_value if buckets is None else _bucketed(buckets, pad_value)
             layouts = Layouts(layout, given, PADDED, _LAYOUTS)
+            stored = layouts.stored(fields) if transform is None else None
+            made = layouts.made() if stored is None else each(_layout, stored)
+            if buckets is not None and PADDED not in [one for _, one in leaves(made)]:
+                raise ArgumentError("buckets is for layout='padded'")
             if sharding is not None:
                 check_last(sharding, length(fields), size, own.count, drop_last=drop_last)
-            if transform is None:
-                stored = layouts.stored(fields)
-                if batch_transform is None:
-                    _check_stored(stored, sharding, size)
-                options = {"layout": each(_layout, stored)}
-            else:
-                options = {"layout": layouts.made()}
-            options |= {"batch_size": size, "pad_value": given, **order}
+                if stored is not None and own.count > 1:
+                    each(_check_even, stored)
+            if stored is not None and batch_transform is None:
+                _check_stored(stored, sharding, size)
+            options = {"layout": made, "batch_size": size, "pad_value": given, **order}
         finish = partial(_finished, options.pop("pack", None), batch_transform)
         options |= {"transform": transform, "batch_transform": finish, "threads": threads, "prefetch": prefetch}
         self._batches = Batches(fields, **options)
@@ -218,12 +221,31 @@ def _bucketed(buckets: Any, pad_value: Any) -> Any:
     return Padding(pad_value, buckets=buckets)
 
 
+def _check_even(part: Part) -> None:
+    """Refuse padding that depends on the samples of a process: global arrays have one shape in all processes."""
+    if not _is_padded(part):
+        return
+    shapes = part.source.shapes
+    short, long = (part.form.padding.shape((size,) * shapes.shape[1]) for size in (0, 1 << 40))
+    for axis, (one, other) in enumerate(zip(short, long, strict=True)):
+        if one != other and (shapes[:, axis] != shapes[:1, axis]).any():
+            raise ArgumentError(
+                f"{part.name}: each process would pad to the longest of its own samples: give "
+                "pad_value=Padding(length=...), or layout='packed'"
+            )
+
+
+def _is_padded(part: Part) -> bool:
+    source = part.source
+    is_ragged = not hasattr(source, "sample_shape") and source.kind not in convert.TEXTS
+    return is_ragged and part.form.layout == PADDED and source.wrapper_fn is None
+
+
 def _check_longest(part: Part) -> None:
     """Refuse buckets that the longest sample does not fit into, by the index alone."""
-    source, form = part.source, part.form
-    is_ragged = not hasattr(source, "sample_shape") and source.kind not in convert.TEXTS
-    if form.layout != PADDED or source.wrapper_fn is not None or not is_ragged or form.padding.buckets is None:
+    buckets = part.form.padding.buckets
+    if not _is_padded(part) or buckets is None:
         return
-    largest, longest = form.padding.buckets[-1], int(source.lengths.max(initial=0))
+    largest, longest = buckets[-1], int(part.source.lengths.max(initial=0))
     if longest > largest:
         raise ArgumentError(f"{part.name} has a sample of length {longest}, but the largest bucket is {largest}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from types import MappingProxyType
@@ -88,6 +90,6 @@ class InPlace:
             with suppress(OSError):  # what counts was synced, or somebody has heard that it was not
                 disk.close(fd)
 
-    def __del__(self) -> None:
-        if hasattr(self, "_fd"):
+    def __del__(self, is_over: Callable[[], bool] = sys.is_finalizing) -> None:
+        if hasattr(self, "_fd") and not is_over():  # then the names of this module may be gone, and the file is closed
             self.close()

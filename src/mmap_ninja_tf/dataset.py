@@ -111,9 +111,11 @@ def to_tf_dataset(
         size, own = integer("batch_size", batch_size, 1), readers(shard)
         elements = Batched(fields, wanted, layouts, size, own, with_lengths=with_lengths, **options)
     signature = elements.signature() if output_signature is None else checked(output_signature)
-    off = tf.data.Options()
-    off.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    made = elements.dataset(signature, threads).with_options(off)
+    settings = tf.data.Options()
+    settings.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    if threads > 1:  # its own pool has no more than there are processors
+        settings.threading.private_threadpool_size = threads + 1
+    made = elements.dataset(signature, threads).with_options(settings)
     made = made.prefetch(prefetch) if prefetch else made
     made.mmap_ninja_epochs = elements.epochs if batch_size is not None else None  # for `FitPosition`
     return made

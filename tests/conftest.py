@@ -12,5 +12,7 @@ pytest.register_assert_rewrite(
     "power",
     "take_contract",
     "torch_batches",
+    "tf_data",
+    "tf_fits",
     "torch_data",
 )

@@ -103,8 +103,11 @@ def owned(array: Array) -> Array:
 
     For frameworks that look into the memory of an array without a copy: some of them write their results there.
     """
-    if is_pooled(array):
-        return array
+    return array if is_pooled(array) else copied(array)
+
+
+def copied(array: Array) -> Array:
+    """A copy of the array in memory of its own."""
     made = empty(array.shape, array.dtype)
     made[...] = array
     return made

@@ -43,7 +43,7 @@ def check(fields: Fields) -> None:
             if found.kind in "fc" and found.itemsize < field.dtype.itemsize:
                 warnings.warn(
                     f"{name} is {field.dtype}, which becomes {found}, as JAX has it, unless jax_enable_x64 is set",
-                    stacklevel=4,
+                    stacklevel=3,
                 )
 
 

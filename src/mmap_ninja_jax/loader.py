@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from mmap_ninja import Batches, Padding, ReaderShard
+from mmap_ninja.buffers import owned
 from mmap_ninja.collate import PADDED, STACK, Layouts, Part
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError
 from mmap_ninja.fields import Fields, each, leaves, length, like, named_parts, opened
@@ -21,6 +23,9 @@ from mmap_ninja_jax.process import check_last, check_shapes, is_on_cpu, placed, 
 Function = Callable[[Any], Any]
 
 LIST, JAGGED, PACKED = "list", "jagged", "packed"
+_UNEVEN = (
+    "each process would pad to the longest of its own samples: give pad_value=Padding(length=...), or layout='packed'"
+)
 _LAYOUTS = {name: name for name in (PADDED, LIST, STACK)}
 
 
@@ -113,19 +118,21 @@ class MmapLoader:
                 raise ArgumentError("what is packed has no transform and no buckets; there is batch_transform")
             options = _in_rows(fields, size, pack_length, pad_value, order)
         else:
-            given = pad_value if buckets is None else _bucketed(buckets, pad_value)
-            layouts = Layouts(layout, given, PADDED, _LAYOUTS)
+            layouts = Layouts(layout, pad_value, PADDED, _LAYOUTS)
             stored = layouts.stored(fields) if transform is None else None
             made = layouts.made() if stored is None else each(_layout, stored)
-            if buckets is not None and PADDED not in [one for _, one in leaves(made)]:
-                raise ArgumentError("buckets is for layout='padded'")
+            if buckets is not None:
+                if PADDED not in [one for _, one in leaves(made)]:
+                    raise ArgumentError("buckets is for layout='padded'")
+                stored = None if stored is None else each(partial(_in_buckets, buckets), stored)
+                pad_value = _bucketed(buckets, pad_value) if stored is None else each(_pad_value, stored)
             if sharding is not None:
                 check_last(sharding, length(fields), size, own.count, drop_last=drop_last)
-                if stored is not None and own.count > 1:
-                    each(_check_even, stored)
+                if own.count > 1:
+                    _check_made(made, pad_value) if stored is None else each(_check_even, stored)
             if stored is not None and batch_transform is None:
                 _check_stored(stored, sharding, size)
-            options = {"layout": made, "batch_size": size, "pad_value": given, **order}
+            options = {"layout": made, "batch_size": size, "pad_value": pad_value, **order}
         finish = partial(_finished, options.pop("pack", None), batch_transform)
         options |= {"transform": transform, "batch_transform": finish, "threads": threads, "prefetch": prefetch}
         self._batches = Batches(fields, **options)
@@ -208,7 +215,9 @@ def _check_stored(stored: Any, sharding: Any, size: int) -> None:
 
 def _finished(pack: Function | None, function: Function | None, batch: Any) -> Any:
     batch = batch if pack is None else pack(batch)
-    return convert.host(batch if function is None else function(batch))
+    if function is None:
+        return convert.host(batch)
+    return convert.each_array(owned, convert.host(function(batch)))  # before the function is called again
 
 
 def _bucketed(buckets: Any, pad_value: Any) -> Any:
@@ -221,18 +230,35 @@ def _bucketed(buckets: Any, pad_value: Any) -> Any:
     return Padding(pad_value, buckets=buckets)
 
 
+def _in_buckets(buckets: Any, part: Part) -> Part:
+    if part.form.layout != PADDED:
+        return part
+    return replace(part, form=replace(part.form, pad_value=_bucketed(buckets, part.form.pad_value)))
+
+
+def _pad_value(part: Part) -> Any:
+    return part.form.pad_value
+
+
+def _check_made(layout: Any, pad_value: Any) -> None:
+    """The same for what functions make, of which the axes are not known."""
+    paddings = [padding for _, padding in leaves(pad_value)]
+    are_fixed = all(isinstance(one, Padding) and one.length is not None for one in paddings)
+    if PADDED in [one for _, one in leaves(layout)] and not are_fixed:
+        raise ArgumentError(_UNEVEN)
+
+
 def _check_even(part: Part) -> None:
     """Refuse padding that depends on the samples of a process: global arrays have one shape in all processes."""
+    if part.source.wrapper_fn is not None:
+        _check_made(part.form.layout, part.form.pad_value)
     if not _is_padded(part):
         return
     shapes = part.source.shapes
     short, long = (part.form.padding.shape((size,) * shapes.shape[1]) for size in (0, 1 << 40))
     for axis, (one, other) in enumerate(zip(short, long, strict=True)):
         if one != other and (shapes[:, axis] != shapes[:1, axis]).any():
-            raise ArgumentError(
-                f"{part.name}: each process would pad to the longest of its own samples: give "
-                "pad_value=Padding(length=...), or layout='packed'"
-            )
+            raise ArgumentError(f"{part.name}: {_UNEVEN}")
 
 
 def _is_padded(part: Part) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mmap_ninja.buffers import owned, root_of
+from mmap_ninja.buffers import copied, owned, root_of
 from mmap_ninja.fields import like, named_parts
 from mmap_ninja.gather import Padded
 
@@ -41,6 +41,6 @@ def _plain(value: Any, with_lengths: bool, roots: set[int]) -> Any:
     array = as_array(value)
     if array.dtype.hasobject:
         return array
-    array = array.copy() if id(root_of(array)) in roots else owned(array)
+    array = copied(array) if id(root_of(array)) in roots else owned(array)
     roots.add(id(root_of(array)))
     return array

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mmap_ninja.buffers import owned, root_of
+from mmap_ninja.buffers import copied, owned, root_of
 from mmap_ninja.errors import SampleError
 from mmap_ninja.fields import each, leaves, named_parts
 from mmap_ninja.gather import Jagged, Padded
@@ -16,24 +16,37 @@ from mmap_ninja_tf.arrays import Array, as_array
 
 
 class Conversion:
-    """Takes elements of a signature apart into arrays, and puts tensors of those together again."""
+    """Takes elements of a signature apart into arrays, and puts tensors of those together again.
 
-    def __init__(self, signature: Any) -> None:
-        self._leaves = each(_Leaf, signature)
+    `is_own` says whether the elements are made by the core alone, so that nobody else has them.
+    """
+
+    def __init__(self, signature: Any, *, is_own: bool) -> None:
+        self._leaves, self._is_own = each(_Leaf, signature), is_own
         self.specs = [part.spec for _, leaf in leaves(self._leaves) for part in leaf.parts]  # of the tensors
 
     def arrays(self, value: Any) -> list[Array]:
-        """The element as arrays, one for each tensor, of which no two share memory: TensorFlow may write results there.
+        """The element as arrays, one for each tensor, of which nobody else has the memory: TensorFlow may write there.
 
         Raises `SampleError` if it has another signature.
         """
         found, roots = _arrays(value, self._leaves), set[int]()
         for k, array in enumerate(found):
-            root = id(root_of(array))
-            if root in roots:
-                found[k] = array.copy()
-            roots.add(root)
+            if not array.dtype.hasobject:
+                is_alone = self._is_own and id(root_of(array)) not in roots
+                found[k] = owned(array) if is_alone else copied(array)
+                roots.add(id(root_of(array)))
         return found
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether each leaf is a single tensor."""
+        return all(len(leaf.parts) == 1 for _, leaf in leaves(self._leaves))
+
+    def structured(self, value: Any) -> Any:
+        """The arrays of an element of which each leaf is a single tensor, in its dicts and tuples."""
+        following = iter(self.arrays(value))
+        return each(lambda _: next(following), self._leaves)
 
     def packed(self, tensors: Sequence[tf.Tensor]) -> Any:
         """The tensors as dicts and tuples of tensors and ragged tensors."""
@@ -78,8 +91,6 @@ class _Leaf:
         found = self._apart(value)
         for array, part in zip(found, self.parts, strict=True):
             part.check(array)
-        if not found[0].dtype.hasobject:
-            found[0] = owned(found[0])
         return found
 
     def _apart(self, value: Any) -> list[Array]:

@@ -49,7 +49,8 @@ class Batched:
     ) -> None:
         self._fields, self._wanted, self._size, self._with_lengths = fields, wanted, size, with_lengths
         self._parts = layouts.stored(fields) if options["transform"] is None else None
-        self._is_made = self._parts is None or options["batch_transform"] is not None
+        self._is_own = options["batch_transform"] is None  # what a transform makes is put together by the core
+        self._is_made = self._parts is None or not self._is_own
         layout = layouts.made() if self._parts is None else each(lambda part: part.form.layout, self._parts)
         check_lengths(with_lengths, layout)
         options |= {"layout": layout, "pad_value": layouts.pad_value}
@@ -65,7 +66,7 @@ class Batched:
 
     def dataset(self, signature: Signature, threads: int) -> tf.data.Dataset:
         """One epoch, another one at each iteration."""
-        epochs, wanted, conversion = self.epochs, self._wanted, Conversion(signature)
+        epochs, wanted, conversion = self.epochs, self._wanted, Conversion(signature, is_own=self._is_own)
         dtypes = [spec.dtype for spec in conversion.specs]
 
         def begin() -> np.int64:
@@ -124,17 +125,19 @@ class Single:
 
     def dataset(self, signature: Signature, threads: int) -> tf.data.Dataset:
         """One epoch, another one at each iteration."""
-        epochs, wanted, conversion = self.epochs, self._wanted, Conversion(signature)
+        epochs, wanted, conversion = self.epochs, self._wanted, Conversion(signature, is_own=False)
+        is_plain = conversion.is_plain  # a map would take half as long as all else
 
-        def samples() -> Iterator[tuple[Any, ...]]:
+        def samples() -> Iterator[Any]:
             first = epochs.begin()
             for number in range(first, first + len(epochs)):
-                for sample in rows(epochs.batch(number)):
-                    yield tuple(conversion.arrays(wanted.chosen(sample)))
+                for sample in map(wanted.chosen, rows(epochs.batch(number))):
+                    yield conversion.structured(sample) if is_plain else tuple(conversion.arrays(sample))
 
-        generated = tf.data.Dataset.from_generator(samples, output_signature=tuple(conversion.specs))
+        specs = signature if is_plain else tuple(conversion.specs)
+        generated = tf.data.Dataset.from_generator(samples, output_signature=specs)
         counted = generated.apply(tf.data.experimental.assert_cardinality(self._length()))
-        return counted.map(lambda *tensors: conversion.packed(tensors))
+        return counted if is_plain else counted.map(lambda *tensors: conversion.packed(tensors))
 
     def _length(self) -> int:
         """Samples of this reader in an epoch."""

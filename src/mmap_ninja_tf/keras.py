@@ -58,7 +58,8 @@ class MmapPyDataset(keras.utils.PyDataset):  # type: ignore[misc]
     Arrays belong to the batch alone: nothing changes them afterwards. Texts are arrays of objects, which
     `fit` refuses: let `batch_transform` make numbers of them, or take `to_tf_dataset`. `on_epoch_end` leads to the next
     epoch, so make a second one (`take(len(dataset))`, say) to evaluate on while `fit` runs. Worker processes open the
-    maps anew, by their paths.
+    maps anew, by their paths. On TensorFlow, Keras expects all batches to have the shapes of the first two: pad with
+    `Padding(length=...)`, or take `to_tf_dataset`.
 
     Raises `ArgumentError`, `ArgumentTypeError`, `MapNotFoundError`, `MapCorruptError`; when a batch is made what
     `Batches.batch` raises, and `IndexError` for a batch that there is not.
@@ -205,6 +206,8 @@ class FitPosition(keras.callbacks.Callback):  # type: ignore[misc]
         is_own = isinstance(dataset, MmapPyDataset)
         if is_own:  # whatever else goes through it meanwhile
             dataset = dataset.take(self._epochs.steps)
+        if is_own and (dataset.workers > 1 or dataset.use_multiprocessing):
+            self._build(model, dataset.take(1))
         model.stop_training = False
         history = keras.callbacks.History()
         history.on_train_begin()
@@ -236,6 +239,12 @@ class FitPosition(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Count the batches of this call."""
         self._step = min(self._first + batch + 1, (self.epoch + 1) * self._epochs.steps)
+
+    @staticmethod
+    def _build(model: Any, dataset: MmapPyDataset) -> None:
+        """Build the model by one batch: workers of a `fit` that has to do so would keep batches for the first epoch."""
+        dataset.workers, dataset.use_multiprocessing = 1, False
+        model.fit(dataset, epochs=0, verbose=0, shuffle=False)
 
     def _begin(self) -> None:
         """Let the next iteration begin where this epoch does."""

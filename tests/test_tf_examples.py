@@ -1,0 +1,81 @@
+"""The examples for Keras do what they say: learn, stop and go on, also with batches from elsewhere."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tensorflow", reason="the adapter for TensorFlow needs it")
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+QUIET = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
+
+
+def run(script: str, *args: object) -> str:
+    """What an example prints; it has to end well."""
+    command = [sys.executable, str(EXAMPLES / script), *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=QUIET)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def accuracies(printed: str) -> list[float]:
+    """Per cent, after each epoch."""
+    return [float(found) for found in re.findall(r"validation accuracy ([\d.]+)%", printed)]
+
+
+def losses(printed: str) -> list[float]:
+    """Of each epoch."""
+    return [float(found) for found in re.findall(r"loss ([\d.]+)", printed)]
+
+
+def weights(folder: Path) -> list[np.ndarray]:
+    """What a run has ended with."""
+    with np.load(folder / "weights.npz") as file:
+        return [file[name] for name in file.files]
+
+
+def test_a_run_stopped_in_an_epoch_goes_on_to_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    printed = run("train_keras.py", "--folder", whole, "--epochs", 4, "--py-dataset")
+    reached = accuracies(printed)
+    assert len(reached) == 4
+    assert reached[-1] > 95
+    assert f"Reads {reached[-1]}% of the digits" in printed
+
+    command = ["train_keras.py", "--folder", parts, "--epochs", 4, "--stop-after", 100]
+    stopped = run(*command)
+    assert "Stopped after 100 batches, in epoch 3" in stopped
+    assert accuracies(stopped) == reached[:2]
+    assert not (parts / "weights.npz").exists()
+
+    rest = run(*command)
+    assert "Going on after 100 batches" in rest
+    assert accuracies(rest) == reached[2:]
+    assert losses(rest)[-1] == losses(printed)[-1]
+    assert len(weights(whole)) == 10
+    for found, expected in zip(weights(parts), weights(whole), strict=True):
+        np.testing.assert_array_equal(found, expected, strict=True)
+    assert not (parts / "checkpoint.pkl").exists()
+
+
+def test_too_few_digits_read_right_are_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    train_keras = importlib.import_module("train_keras")
+    with pytest.raises(SystemExit, match=r"Expected more than 95%\."):
+        train_keras.finish(tmp_path, train_keras.network(), 0.95)
+
+
+def test_the_packages_of_new_files_are_recognised(tmp_path: Path) -> None:
+    printed = run("train_keras_text.py", "--folder", tmp_path, "--epochs", 3)
+    frequent = re.search(r"most frequent package is right for ([\d.]+)%", printed)
+    assert frequent is not None
+    assert accuracies(printed)[-1] > float(frequent[1]) + 20
+    assert losses(printed)[-1] < losses(printed)[0] / 2

@@ -18,7 +18,7 @@ from mmap_ninja.indexing import integer
 from mmap_ninja.packing import PackedOrder
 from mmap_ninja.pipeline import behind
 from mmap_ninja_jax import convert
-from mmap_ninja_jax.process import check_last, check_shapes, is_on_cpu, placed, reader
+from mmap_ninja_jax.process import check_last, check_made, check_shapes, is_on_cpu, placed, reader
 
 Function = Callable[[Any], Any]
 
@@ -128,6 +128,8 @@ class MmapLoader:
                 pad_value = _bucketed(buckets, pad_value) if stored is None else each(_pad_value, stored)
             if sharding is not None:
                 check_last(sharding, length(fields), size, own.count, drop_last=drop_last)
+                if stored is None:
+                    check_made(made)
                 if own.count > 1:
                     _check_made(made, pad_value) if stored is None else each(_check_even, stored)
             if stored is not None and batch_transform is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,8 +10,10 @@ import jax
 from mmap_ninja import ReaderShard
 from mmap_ninja.collate import Part
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, SampleError
-from mmap_ninja.fields import each
+from mmap_ninja.fields import each, leaves
 from mmap_ninja_jax.convert import TEXTS, each_array, own
+
+_LISTS = "layout='list' makes no arrays of whole batches, which sharding= divides"
 
 
 def reader(shard: Any, sharding: Any, batch_size: int) -> ReaderShard:
@@ -61,15 +64,23 @@ def check_shapes(sharding: Any, stored: Any, batch_size: int) -> None:
     """Refuse samples of a known shape that the sharding cannot divide, and those that have no axis in common."""
 
     def check(part: Part) -> None:
-        if part.form.layout == "list" and not hasattr(part.source, "sample_shape") and part.source.kind not in TEXTS:
-            raise ArgumentError(f"{part.name}: layout='list' makes no arrays of whole batches, which sharding= divides")
-        shape = (batch_size, *getattr(part.source, "sample_shape", ()))
+        source = part.source
+        is_even = hasattr(source, "sample_shape") and source.wrapper_fn is None
+        if part.form.layout == "list" and not is_even and source.kind not in TEXTS:
+            raise ArgumentError(f"{part.name}: {_LISTS}")
+        shape = (batch_size, *source.sample_shape) if is_even else (batch_size,)
         try:
             of_axes(sharding, len(shape)).shard_shape(shape)
         except ValueError as error:
             raise ArgumentError(f"{part.name}: sharding= cannot divide batches of shape {shape}: {error}") from None
 
     each(check, stored)
+
+
+def check_made(layout: Any) -> None:
+    """Refuse what a transform makes, if it is not to become arrays."""
+    if "list" in [one for _, one in leaves(layout)]:
+        raise ArgumentError(_LISTS)
 
 
 def check_last(sharding: Any, n: int, batch_size: int, readers: int, *, drop_last: bool) -> None:
@@ -97,6 +108,8 @@ def placed(batch: Any, sharding: Any, count: int) -> Any:
     found: list[Any] = []
     each_array(found.append, batch)
     arrays = list(map(own, found))
+    if sharding is not None and _has_lists(batch):
+        raise SampleError("sharding= divides arrays, and a list of arrays came")
     put = jax.device_put(arrays) if sharding is None else [_global(array, sharding, count) for array in arrays]
     there = iter(put)
     return each_array(lambda _: next(there), batch)
@@ -107,4 +120,17 @@ def _global(array: Any, sharding: Any, count: int) -> Any:
         raise SampleError("sharding= divides arrays with an axis for the samples, and one without any axis came")
     shape = (len(array) * count, *array.shape[1:])
     made = jax.make_array_from_process_local_data  # published without types
-    return made(of_axes(sharding, array.ndim), array, shape)  # type: ignore[no-untyped-call]
+    try:
+        return made(of_axes(sharding, array.ndim), array, shape)  # type: ignore[no-untyped-call]
+    except ValueError as error:
+        raise SampleError(f"an array of shape {shape} came, which sharding= cannot divide: {error}") from None
+
+
+def _has_lists(batch: Any) -> bool:
+    """Whether there are arrays in a list."""
+    if isinstance(batch, list):
+        found: list[Any] = []
+        each_array(found.append, batch)
+        return bool(found)
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple) else ()
+    return any(map(_has_lists, parts))

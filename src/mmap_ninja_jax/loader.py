@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from mmap_ninja import Batches, Padding, ReaderShard
+from mmap_ninja import Batches, ReaderShard
 from mmap_ninja.buffers import owned
-from mmap_ninja.collate import PADDED, STACK, Layouts, Part
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError
-from mmap_ninja.fields import Fields, each, leaves, length, like, named_parts, opened
+from mmap_ninja.fields import length, opened
 from mmap_ninja.indexing import integer
-from mmap_ninja.packing import PackedOrder
 from mmap_ninja.pipeline import behind
-from mmap_ninja_jax import convert
-from mmap_ninja_jax.process import check_last, check_made, check_shapes, is_on_cpu, placed, reader
+from mmap_ninja_jax import convert, layouts
+from mmap_ninja_jax.process import check_last, is_on_cpu, placed, reader
 
 Function = Callable[[Any], Any]
-
-LIST, JAGGED, PACKED = "list", "jagged", "packed"
-_UNEVEN = (
-    "each process would pad to the longest of its own samples: give pad_value=Padding(length=...), or layout='packed'"
-)
-_LAYOUTS = {name: name for name in (PADDED, LIST, STACK)}
 
 
 class MmapLoader:
@@ -111,31 +100,25 @@ class MmapLoader:
         self._put = partial(placed, sharding=sharding, count=own.count)
         self._is_ahead = bool(prefetch) and not is_on_cpu(sharding)
         order = {"shuffle": shuffle, "seed": seed, "drop_last": drop_last, "shard": own}
-        if (pack_length is None) == (layout == PACKED):
+        pack = None
+        if (pack_length is None) == (layout == layouts.PACKED):
             raise ArgumentError("layout='packed' and pack_length belong together")
         if pack_length is not None:
             if transform is not None or buckets is not None:
                 raise ArgumentError("what is packed has no transform and no buckets; there is batch_transform")
-            options = _in_rows(fields, size, pack_length, pad_value, order)
+            options = layouts.in_rows(fields, size, pack_length, order)
+            pack = partial(convert.packed, rows=size // own.count, length=pack_length, pad_value=pad_value)
         else:
-            layouts = Layouts(layout, pad_value, PADDED, _LAYOUTS)
-            stored = layouts.stored(fields) if transform is None else None
-            made = layouts.made() if stored is None else each(_layout, stored)
-            if buckets is not None:
-                if PADDED not in [one for _, one in leaves(made)]:
-                    raise ArgumentError("buckets is for layout='padded'")
-                stored = None if stored is None else each(partial(_in_buckets, buckets), stored)
-                pad_value = _bucketed(buckets, pad_value) if stored is None else each(_pad_value, stored)
             if sharding is not None:
                 check_last(sharding, length(fields), size, own.count, drop_last=drop_last)
-                if stored is None:
-                    check_made(made)
-                if own.count > 1:
-                    _check_made(made, pad_value) if stored is None else each(_check_even, stored)
-            if stored is not None and batch_transform is None:
-                _check_stored(stored, sharding, size)
-            options = {"layout": made, "batch_size": size, "pad_value": pad_value, **order}
-        finish = partial(_finished, options.pop("pack", None), batch_transform)
+            given = (layout, pad_value, buckets, sharding)
+            if transform is None:
+                is_final = batch_transform is None
+                options = layouts.of_stored(fields, size, *given, is_shared=own.count > 1, is_final=is_final)
+            else:
+                options = layouts.of_made(*given, is_shared=own.count > 1)
+            options |= {"batch_size": size, **order}
+        finish = partial(_finished, pack, batch_transform)
         options |= {"transform": transform, "batch_transform": finish, "threads": threads, "prefetch": prefetch}
         self._batches = Batches(fields, **options)
 
@@ -182,98 +165,8 @@ class MmapLoader:
         return behind(there, 1) if self._is_ahead else there
 
 
-def _layout(part: Part) -> str:
-    """That of the core for samples as they are stored: a list is made of one gather."""
-    layout: str = part.form.layout
-    return JAGGED if layout == LIST and part.source.wrapper_fn is None else layout
-
-
-def _lengths(fields: Fields) -> Any:
-    """The length of each sample, the same in all parts. Raises `ArgumentError` for what cannot be packed."""
-    found = None
-    for name, field in leaves(fields):
-        is_ragged = field.wrapper_fn is None and field.kind not in convert.TEXTS and not hasattr(field, "sample_shape")
-        if not is_ragged or field.shapes.shape[1] != 1:
-            raise ArgumentError(f"{name} cannot be packed: its samples have to be stored ragged, with one axis each")
-        if found is not None and not np.array_equal(found, field.lengths):
-            raise ArgumentError(f"{name} has samples of other lengths than the part before it: they cannot be packed")
-        found = field.lengths
-    return found
-
-
-def _in_rows(fields: Fields, size: int, pack_length: int, pad_value: Any, order: dict[str, Any]) -> dict[str, Any]:
-    """What `Batches` gets for packed rows, and what packs them."""
-    own = PackedOrder(_lengths(fields), size, pack_length, **order)
-    pack = partial(convert.packed, rows=size // order["shard"].count, length=pack_length, pad_value=pad_value)
-    return {"order": own, "layout": JAGGED, "pack": pack}
-
-
-def _check_stored(stored: Any, sharding: Any, size: int) -> None:
-    """Refuse samples, as they are stored, that do not fit into buckets or onto devices."""
-    each(_check_longest, stored)
-    if sharding is not None:
-        check_shapes(sharding, stored, size)
-
-
 def _finished(pack: Function | None, function: Function | None, batch: Any) -> Any:
     batch = batch if pack is None else pack(batch)
     if function is None:
         return convert.host(batch)
     return convert.each_array(owned, convert.host(function(batch)))  # before the function is called again
-
-
-def _bucketed(buckets: Any, pad_value: Any) -> Any:
-    """The paddings with these buckets."""
-    if isinstance(pad_value, Padding):
-        raise ArgumentError("buckets= and a Padding contradict each other: give Padding(buckets=...)")
-    if isinstance(pad_value, Mapping | tuple):
-        parts = {key: _bucketed(buckets, part) for key, part in named_parts(pad_value)}
-        return parts if isinstance(pad_value, Mapping) else like(pad_value, parts.values())
-    return Padding(pad_value, buckets=buckets)
-
-
-def _in_buckets(buckets: Any, part: Part) -> Part:
-    if part.form.layout != PADDED:
-        return part
-    return replace(part, form=replace(part.form, pad_value=_bucketed(buckets, part.form.pad_value)))
-
-
-def _pad_value(part: Part) -> Any:
-    return part.form.pad_value
-
-
-def _check_made(layout: Any, pad_value: Any) -> None:
-    """The same for what functions make, of which the axes are not known."""
-    paddings = [padding for _, padding in leaves(pad_value)]
-    are_fixed = all(isinstance(one, Padding) and one.length is not None for one in paddings)
-    if PADDED in [one for _, one in leaves(layout)] and not are_fixed:
-        raise ArgumentError(_UNEVEN)
-
-
-def _check_even(part: Part) -> None:
-    """Refuse padding that depends on the samples of a process: global arrays have one shape in all processes."""
-    if part.source.wrapper_fn is not None:
-        _check_made(part.form.layout, part.form.pad_value)
-    if not _is_padded(part):
-        return
-    shapes = part.source.shapes
-    short, long = (part.form.padding.shape((size,) * shapes.shape[1]) for size in (0, 1 << 40))
-    for axis, (one, other) in enumerate(zip(short, long, strict=True)):
-        if one != other and (shapes[:, axis] != shapes[:1, axis]).any():
-            raise ArgumentError(f"{part.name}: {_UNEVEN}")
-
-
-def _is_padded(part: Part) -> bool:
-    source = part.source
-    is_ragged = not hasattr(source, "sample_shape") and source.kind not in convert.TEXTS
-    return is_ragged and part.form.layout == PADDED and source.wrapper_fn is None
-
-
-def _check_longest(part: Part) -> None:
-    """Refuse buckets that the longest sample does not fit into, by the index alone."""
-    buckets = part.form.padding.buckets
-    if not _is_padded(part) or buckets is None:
-        return
-    largest, longest = buckets[-1], int(part.source.lengths.max(initial=0))
-    if longest > largest:
-        raise ArgumentError(f"{part.name} has a sample of length {longest}, but the largest bucket is {largest}")

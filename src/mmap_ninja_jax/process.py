@@ -77,7 +77,7 @@ def check_shapes(sharding: Any, stored: Any, batch_size: int) -> None:
     each(check, stored)
 
 
-def check_made(layout: Any) -> None:
+def check_lists(layout: Any) -> None:
     """Refuse what a transform makes, if it is not to become arrays."""
     if "list" in [one for _, one in leaves(layout)]:
         raise ArgumentError(_LISTS)

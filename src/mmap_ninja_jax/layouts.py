@@ -1,0 +1,154 @@
+"""The layouts of batches, and what does not fit them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mmap_ninja import Padding
+from mmap_ninja.collate import PADDED, STACK, Layouts, Part
+from mmap_ninja.errors import ArgumentError
+from mmap_ninja.fields import Fields, each, leaves, like, named_parts
+from mmap_ninja.packing import PackedOrder
+from mmap_ninja_jax.convert import TEXTS
+from mmap_ninja_jax.process import check_lists, check_shapes
+
+LIST, JAGGED, PACKED = "list", "jagged", "packed"
+KNOWN = {name: name for name in (PADDED, LIST, STACK)}
+
+_UNEVEN = (
+    "each process would pad to the longest of its own samples: give pad_value=Padding(length=...), or layout='packed'"
+)
+
+
+def in_rows(fields: Fields, size: int, pack_length: int, order: dict[str, Any]) -> dict[str, Any]:
+    """What `Batches` gets for batches of `size` packed rows. Raises `ArgumentError` for what cannot be packed."""
+    return {"order": PackedOrder(_lengths(fields), size, pack_length, **order), "layout": JAGGED}
+
+
+def of_stored(
+    fields: Fields,
+    size: int,
+    layout: Any,
+    pad_value: Any,
+    buckets: Any,
+    sharding: Any,
+    *,
+    is_shared: bool,
+    is_final: bool,
+) -> dict[str, Any]:
+    """What `Batches` gets for batches of `size` samples, as they are stored or as a `wrapper_fn` makes them.
+
+    `is_shared` says whether other processes make parts of the same batches, `is_final` whether no function makes
+    something else of them. Raises `ArgumentError` for samples that do not fit into buckets or onto devices.
+    """
+    stored = Layouts(layout, pad_value, PADDED, KNOWN).stored(fields)
+    layouts = each(_layout, stored)
+    if buckets is not None:
+        _check_padded(layouts)
+        stored = each(partial(_in_buckets, buckets), stored)
+    each(_check_longest, stored)
+    if sharding is not None:
+        if is_final:
+            check_shapes(sharding, stored, size)
+        if is_shared:
+            each(_check_even, stored)
+    return {"layout": layouts, "pad_value": each(_pad_value, stored)}
+
+
+def of_made(layout: Any, pad_value: Any, buckets: Any, sharding: Any, *, is_shared: bool) -> dict[str, Any]:
+    """The same for batches of what a transform makes."""
+    layouts = Layouts(layout, pad_value, PADDED, KNOWN).made()
+    if buckets is not None:
+        _check_padded(layouts)
+        pad_value = _bucketed(buckets, pad_value)
+    if sharding is not None:
+        check_lists(layouts)
+        if is_shared:
+            _check_fixed(layouts, pad_value)
+    return {"layout": layouts, "pad_value": pad_value}
+
+
+def _check_padded(layouts: Any) -> None:
+    if PADDED not in [one for _, one in leaves(layouts)]:
+        raise ArgumentError("buckets is for layout='padded'")
+
+
+def _layout(part: Part) -> str:
+    """That of the core for samples as they are stored: a list is made of one gather."""
+    layout: str = part.form.layout
+    return JAGGED if layout == LIST and part.source.wrapper_fn is None else layout
+
+
+def _lengths(fields: Fields) -> Any:
+    """The length of each sample, the same in all parts. Raises `ArgumentError` for what cannot be packed."""
+    found = None
+    for name, field in leaves(fields):
+        is_ragged = field.wrapper_fn is None and field.kind not in TEXTS and not hasattr(field, "sample_shape")
+        if not is_ragged or field.shapes.shape[1] != 1:
+            raise ArgumentError(f"{name} cannot be packed: its samples have to be stored ragged, with one axis each")
+        if found is not None and not np.array_equal(found, field.lengths):
+            raise ArgumentError(f"{name} has samples of other lengths than the part before it: they cannot be packed")
+        found = field.lengths
+    return found
+
+
+def _bucketed(buckets: Any, pad_value: Any) -> Any:
+    """The paddings with these buckets."""
+    if isinstance(pad_value, Padding):
+        raise ArgumentError("buckets= and a Padding contradict each other: give Padding(buckets=...)")
+    if isinstance(pad_value, Mapping | tuple):
+        parts = {key: _bucketed(buckets, part) for key, part in named_parts(pad_value)}
+        return parts if isinstance(pad_value, Mapping) else like(pad_value, parts.values())
+    return Padding(pad_value, buckets=buckets)
+
+
+def _in_buckets(buckets: Any, part: Part) -> Part:
+    if part.form.layout != PADDED:
+        return part
+    return replace(part, form=replace(part.form, pad_value=_bucketed(buckets, part.form.pad_value)))
+
+
+def _pad_value(part: Part) -> Any:
+    return part.form.pad_value
+
+
+def _check_fixed(layout: Any, pad_value: Any) -> None:
+    """Refuse padding of what functions make, unless its length is given; its axes are not known."""
+    paddings = [padding for _, padding in leaves(pad_value)]
+    are_fixed = all(isinstance(one, Padding) and one.length is not None for one in paddings)
+    if PADDED in [one for _, one in leaves(layout)] and not are_fixed:
+        raise ArgumentError(_UNEVEN)
+
+
+def _check_even(part: Part) -> None:
+    """Refuse padding that depends on the samples of a process: global arrays have one shape in all processes."""
+    if part.source.wrapper_fn is not None:
+        _check_fixed(part.form.layout, part.form.pad_value)
+    if not _is_padded(part):
+        return
+    shapes = part.source.shapes
+    short, long = (part.form.padding.shape((size,) * shapes.shape[1]) for size in (0, 1 << 40))
+    for axis, (one, other) in enumerate(zip(short, long, strict=True)):
+        if one != other and (shapes[:, axis] != shapes[:1, axis]).any():
+            raise ArgumentError(f"{part.name}: {_UNEVEN}")
+
+
+def _is_padded(part: Part) -> bool:
+    source = part.source
+    is_ragged = not hasattr(source, "sample_shape") and source.kind not in TEXTS
+    return is_ragged and part.form.layout == PADDED and source.wrapper_fn is None
+
+
+def _check_longest(part: Part) -> None:
+    """Refuse buckets that the longest sample does not fit into, by the index alone."""
+    buckets = part.form.padding.buckets
+    if not _is_padded(part) or buckets is None:
+        return
+    largest, longest = buckets[-1], int(part.source.lengths.max(initial=0))
+    if longest > largest:
+        raise ArgumentError(f"{part.name} has a sample of length {longest}, but the largest bucket is {largest}")

@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 # The stamp, not the folder, is the target: it is written last, so a set-up that failed half-way is done again.
 READY := $(VENV)/ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-BENCHMARKS := bench_read bench_write bench_images bench_texts bench_verify bench_order bench_gather bench_batches bench_decode bench_torch bench_tf
+BENCHMARKS := bench_read bench_write bench_images bench_texts bench_verify bench_order bench_gather bench_batches bench_decode bench_torch bench_tf bench_jax
 
 .PHONY: demo test test-long lint format types docs bench-quick setup clean
 

@@ -6,6 +6,7 @@ pytest.register_assert_rewrite(
     "contracts",
     "changes",
     "fuzz",
+    "jax_data",
     "maps_of_0_9",
     "model",
     "plain_reader",

@@ -1,19 +1,12 @@
-"""MmapLoader against `mmap_ninja.Batches` with the same options: values, layouts, dtypes, epochs and states."""
+"""MmapLoader against `mmap_ninja.Batches` with the same options: layouts, buckets, functions and wrong arguments."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import os
-import subprocess
-import sys
 import threading
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -24,7 +17,6 @@ import jax.numpy as jnp  # noqa: E402
 import jax_data  # noqa: E402
 from jax_data import (  # noqa: E402
     COUNT,
-    DENSE,
     ROWS,
     SIZE,
     SOURCES,
@@ -34,16 +26,14 @@ from jax_data import (  # noqa: E402
     epoch_of,
     every_source,
     notes,
-    plain,
 )
-from mmap_ninja import Batches, DenseMmap, Padding, RaggedMmap, ReaderShard, open_map  # noqa: E402
+from mmap_ninja import Padding, RaggedMmap, ReaderShard, open_map  # noqa: E402
 from mmap_ninja.errors import (  # noqa: E402
     ArgumentError,
     ArgumentTypeError,
     MapNotFoundError,
     SampleError,
     SampleTypeError,
-    StateError,
 )
 from mmap_ninja_jax import MmapLoader, Padded  # noqa: E402
 
@@ -248,243 +238,6 @@ def test_an_error_of_a_function_says_which_batch_and_sample(maps: Path) -> None:
         list(MmapLoader(maps / "labels", SIZE, batch_transform=lambda batch: {}[1]))
 
 
-# --- dtypes
-
-DTYPES = ["bool", "uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "complex64"]
-ML_DTYPES = ["bfloat16", "float8_e4m3fn", "float8_e5m2", "int4"]
-WIDE = ["int64", "uint64", "float64", "complex128"]
-REFUSED = ["M8[s]", "m8[D]", "S3", "U3", "V3", "longdouble", "i4,f4"]
-
-
-@pytest.mark.parametrize("name", [*DTYPES, *ML_DTYPES, ">i2", ">u4", ">f2", ">f4", ">c8"])
-def test_dtypes_stay(tmp_path: Path, name: str) -> None:
-    dtype = np.dtype(getattr(ml_dtypes, name)) if name in ML_DTYPES else np.dtype(name)
-    array = (np.arange(21).reshape(7, 3) % 7).astype(dtype)
-    check_all(MmapLoader(array, 3), epoch_of(array, 3))
-    m = RaggedMmap.from_lists(tmp_path / "m", [row[: k % 4] for k, row in enumerate(array)])
-    for layout in ("padded", "list"):
-        check_all(MmapLoader(m, 3, layout=layout), epoch_of(m, 3, layout=layout))
-
-
-@pytest.mark.parametrize("name", ["int64", "uint64", ">i8"])
-def test_wide_integers_become_narrow_ones_if_they_fit(name: str) -> None:
-    bounds = np.iinfo("u4" if "u" in name else "i4")
-    array = np.array([bounds.min, 0, 5, bounds.max], name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        (batch,) = MmapLoader(array, 4)
-    assert batch.dtype == bounds.dtype
-    assert batch.tolist() == [bounds.min, 0, 5, bounds.max]
-    for value in {int(bounds.max) + 1, int(bounds.min) - 1} - {-1}:
-        running = iter(MmapLoader(np.array([0, 0, value], name), 2))
-        next(running)
-        with pytest.raises(SampleError, match=f"values of .* do not fit into {bounds.dtype}.* jax_enable_x64"):
-            next(running)
-
-
-@pytest.mark.parametrize(("name", "narrow"), [("float64", "float32"), (">f8", "float32"), ("complex128", "complex64")])
-def test_wide_floats_are_rounded_which_is_a_warning(name: str, narrow: str) -> None:
-    array = np.array([1, 1 / 3, -1e300, 1e-300], name)
-    with pytest.warns(UserWarning, match=rf"source\['x'\] is .* becomes {narrow}.* jax_enable_x64") as caught:
-        loader = MmapLoader({"x": array}, 2)
-    assert [warning.filename for warning in caught] == [__file__]
-    found = list(loader)
-    assert found[0]["x"].dtype == narrow
-    with np.errstate(over="ignore"):
-        check_same([batch["x"] for batch in found], [array[:2].astype(narrow), array[2:].astype(narrow)])
-
-
-def test_a_function_that_makes_narrow_floats_is_no_reason_for_a_warning(tmp_path: Path) -> None:
-    rows = RaggedMmap.from_lists(tmp_path / "m", [np.arange(k % 3) / 4 for k in range(8)])
-    expected = [np.float32(row.sum()) for row in rows]
-    found = MmapLoader(rows, 8, transform=lambda row: np.float32(row.sum()))
-    check_all(found, [np.array(expected)])
-    wrapped = open_map(tmp_path / "m", wrapper_fn=lambda row: np.float32(row.sum()))
-    check_all(MmapLoader(wrapped, 8), [np.array(expected)])
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_dtypes_that_jax_lacks_are_refused_with_the_part_and_the_remedy(name: str) -> None:
-    array = np.zeros(3, name)
-    with pytest.raises(ArgumentTypeError, match=r"source\['x'\]\[1\]: JAX has no dtype for .* wrapper_fn"):
-        MmapLoader({"x": (DENSE["points"][:3], array)}, 2)
-    with pytest.raises(SampleTypeError, match="JAX has no dtype for"):
-        list(MmapLoader(np.arange(3), 3, batch_transform=lambda batch: array))
-
-
-def test_a_small_float_that_jax_lacks_is_refused() -> None:
-    with pytest.raises(ArgumentTypeError, match="source: JAX has no dtype for float6_e2m3fn"):
-        MmapLoader(np.zeros(3, ml_dtypes.float6_e2m3fn), 2)
-
-
-def test_a_function_may_make_something_of_dtypes_that_jax_lacks(tmp_path: Path) -> None:
-    times = np.arange(4).astype("M8[s]")
-    check_all(MmapLoader(times, 4, transform=lambda time: time.astype(np.int64)), [np.arange(4)])
-
-
-X64 = """
-import jax, numpy as np
-from mmap_ninja_jax import MmapLoader
-with jax.enable_x64(True) if {context} else __import__("contextlib").nullcontext():
-    for name in {names}:
-        for prefetch in (0, 2):
-            array = np.array([0, 2**40], name)
-            (batch,) = MmapLoader(array, 2, prefetch=prefetch)
-            print(batch.dtype, bool((np.asarray(batch) == array).all()))
-"""
-
-
-def test_with_64_bits_switched_on_dtypes_stay() -> None:
-    script = X64.format(context=False, names=[*WIDE, ">i8"])
-    assert python(script, JAX_ENABLE_X64="1").split() == [
-        *(word for name in [*WIDE, "int64"] for word in [name, "True"] * 2)
-    ]
-
-
-@pytest.mark.parametrize("name", WIDE)
-@pytest.mark.parametrize("prefetch", [0, 2])
-def test_with_64_bits_switched_on_for_a_while_dtypes_stay(name: str, prefetch: int) -> None:
-    array = np.array([0, 2**40, 3], name)
-    with jax.enable_x64(True):
-        found = list(MmapLoader(array, 2, prefetch=prefetch))
-    check_all_of(found, [array[:2], array[2:]])
-
-
-def check_all_of(found: list[Any], expected: list[Any]) -> None:
-    for batch, other in zip(found, expected, strict=True):
-        check_same(batch, other, names={})
-
-
-def python(script: str, **environment: str) -> str:
-    """What another interpreter prints, with warnings as errors."""
-    command = [sys.executable, "-W", "error", "-c", script]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-MISSING = """
-import sys
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name == "jax":
-            raise ModuleNotFoundError("No module named 'jax'", name="jax")
-sys.meta_path.insert(0, Hidden())
-try:
-    import mmap_ninja_jax
-except ImportError as error:
-    print(type(error).__name__, error)
-"""
-
-
-def test_without_jax_the_extra_is_named() -> None:
-    assert python(MISSING) == "MissingExtraError mmap_ninja_jax needs JAX: pip install 'mmap-ninja[jax]'\n"
-
-
-# --- memory
-
-LARGE = np.random.default_rng(0).random((640, 2048), np.float32)  # eight samples are 64 kB
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("large") / "map"
-    RaggedMmap.from_lists(folder, [*LARGE], sync=False)
-    return folder
-
-
-@pytest.mark.parametrize("kind", ["dense", "padded", "list", "transform", "batch_transform"])
-def test_batches_that_are_kept_never_change(large: Path, kind: str) -> None:
-    options: dict[str, Any] = {
-        "list": {"layout": "list"},
-        "transform": {"transform": lambda row: row, "threads": 2},
-        "batch_transform": {"layout": "stack", "batch_transform": lambda batch: batch[:, ::-1]},
-    }.get(kind, {})
-    loader = MmapLoader(LARGE if kind == "dense" else large, 8, shuffle=True, **options)
-    order = Batches(np.arange(len(LARGE)), 8, shuffle=True)
-    kept, numbers = [], []
-    for _ in range(3):
-        for k, (batch, chosen) in enumerate(zip(loader, order, strict=True)):
-            if k % 4 < 3:  # the memory of the others is used again
-                kept.append(batch)
-                numbers.append(chosen)
-    assert len(kept) >= 50
-    for batch, chosen in zip(kept, numbers, strict=True):
-        found = batch.values if kind == "padded" else batch
-        expected = LARGE[chosen][:, ::-1] if kind == "batch_transform" else LARGE[chosen]
-        check_same(found, [*expected] if kind == "list" else expected)
-
-
-@pytest.mark.parametrize("prefetch", [0, 2])
-def test_what_a_function_writes_to_later_does_not_change_a_batch(prefetch: int) -> None:
-    memory = np.empty((9, 1 << 14), np.float32)
-    start = -memory.__array_interface__["data"][0] % 64 // 4
-    own = memory.reshape(-1)[start:][: 8 << 14].reshape(8, -1)  # JAX takes what is aligned like this without a copy
-
-    def batch_transform(batch: np.ndarray) -> np.ndarray:
-        own[:] = batch[:, np.newaxis]
-        return own
-
-    numbers = np.arange(32, dtype=np.float32)
-    found = list(MmapLoader(numbers, 8, batch_transform=batch_transform, prefetch=prefetch))
-    check_same(found, [np.repeat(part[:, np.newaxis], 1 << 14, axis=1) for part in np.split(numbers, 4)])
-
-
-def test_writing_to_a_map_does_not_change_a_batch_of_views_of_it(tmp_path: Path) -> None:
-    DenseMmap.from_ndarray(tmp_path / "m", LARGE[:8])
-    views = open_map(tmp_path / "m", wrapper_fn=lambda row: row, copy_before_wrapper_fn=False)
-    (batch,) = MmapLoader(views, 8, layout="list")
-    with DenseMmap(tmp_path / "m", mode="r+") as m:
-        m[3] = np.zeros(2048, np.float32)
-    check_same(batch, [*LARGE[:8]])
-    assert not views[3].any()
-
-
-@pytest.mark.parametrize("prefetch", [0, 2])
-def test_donated_and_deleted_batches_do_no_harm_to_later_ones(large: Path, prefetch: int) -> None:
-    double = jax.jit(lambda batch: batch * 2, donate_argnums=0)
-    loader, results = MmapLoader(large, 8, shuffle=True, layout="stack", prefetch=prefetch), []
-    for k, batch in enumerate(itertools.chain(loader, loader)):
-        if k % 3:
-            results.append(double(batch))
-        else:
-            results.append(batch + batch)
-            batch.delete()
-        assert batch.is_deleted()
-    order = Batches(np.arange(len(LARGE)), 8, shuffle=True)
-    for result, chosen in zip(results, itertools.chain(order, order), strict=True):
-        check_same(result, LARGE[chosen] * 2)
-
-
-def test_a_large_batch_is_the_memory_that_it_was_gathered_into() -> None:
-    gathered = []
-
-    def note(batch: np.ndarray) -> np.ndarray:
-        gathered.append(batch.ctypes.data)
-        return batch
-
-    found = []
-    for batch in MmapLoader(LARGE, 8, batch_transform=note):
-        found.append(batch.unsafe_buffer_pointer())
-        view = np.asarray(batch)
-        assert view.ctypes.data == found[-1]
-        assert not view.flags.writeable
-    assert found == gathered
-    assert all(pointer % 64 == 0 for pointer in found)
-    assert len({*found}) < len(found) / 4  # what nobody holds is used again
-
-
-@pytest.mark.parametrize("options", [{}, {"prefetch": 0}, {"transform": np.copy, "threads": 3}], ids=str)
-def test_leaving_early_leaves_no_thread(large: Path, options: dict[str, Any]) -> None:
-    for _ in MmapLoader(large, 8, layout="stack", **options):
-        break
-    for thread in threading.enumerate():
-        if thread.name.startswith("mmap_ninja"):  # one that was about to end
-            thread.join(10)
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("mmap_ninja")]
-
-
 # --- arguments
 
 
@@ -517,123 +270,3 @@ def test_arguments_that_make_no_sense(options: dict[str, Any], kind: type[Except
     given: dict[str, Any] = {"source": np.arange(23), "batch_size": SIZE, **options}
     with pytest.raises(kind, match=message):
         MmapLoader(given.pop("source"), given.pop("batch_size"), **given)
-
-
-# --- epochs
-
-
-@pytest.mark.parametrize("prefetch", [0, 2])
-@pytest.mark.parametrize("drop_last", [False, True])
-def test_epochs_come_one_after_the_other_and_can_be_set(maps: Path, prefetch: int, drop_last: bool) -> None:
-    options = {"shuffle": True, "seed": 3, "drop_last": drop_last}
-    loader = MmapLoader(maps / "labels", SIZE, prefetch=prefetch, **options)
-    assert len(loader) == (5 if drop_last else 6)
-    expected = [epoch_of(maps / "labels", epoch=epoch, **options) for epoch in range(3)]
-    for epoch in (0, 1, 2):
-        assert loader.epoch == epoch
-        check_all(loader, expected[epoch])
-    loader.set_epoch(1)
-    assert loader.epoch == 1
-    check_all(loader, expected[1])
-    assert loader.epoch == 2
-
-
-def test_an_iteration_that_is_given_up_starts_its_epoch_again(maps: Path) -> None:
-    loader = MmapLoader(maps / "rows", SIZE, shuffle=True)
-    for number, _ in enumerate(loader):
-        if number == 2:
-            break
-    assert loader.epoch == 0
-    check_all(loader, epoch_of(maps / "rows", shuffle=True))
-
-
-def test_two_iterators_at_once_give_the_same_epoch(maps: Path) -> None:
-    loader = MmapLoader(maps / "rows", SIZE, shuffle=True)
-    expected = epoch_of(maps / "rows", shuffle=True)
-    for one, other, batch in zip(loader, loader, expected, strict=True):
-        check_same(one, batch)
-        check_same(other, batch)
-
-
-# --- readers
-
-
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_readers_share_each_batch(maps: Path, count: int) -> None:
-    source = (np.arange(COUNT), maps / "rows")
-    whole = [batch[0].tolist() for batch in epoch_of(source, 8, shuffle=True)]
-    readers = [MmapLoader(source, 8, shuffle=True, shard=ReaderShard(k, count)) for k in range(count)]
-    seen = []
-    for parts, expected in zip(zip(*readers, strict=True), whole, strict=True):
-        assert {len(numbers) for numbers, _ in parts} == {-(-len(expected) // count)}
-        joined = [number for numbers, _ in parts for number in numbers.tolist()]
-        assert joined[: len(expected)] == expected  # the last one is filled up
-        seen += joined[: len(expected)]
-        for numbers, rows in parts:
-            assert rows.lengths.tolist() == [len(ROWS[number]) for number in numbers.tolist()]
-    assert sorted(seen) == [*range(COUNT)]
-
-
-# --- stop and go on
-
-
-@pytest.mark.parametrize("names", [("state_dict", "load_state_dict"), ("get_state", "set_state")], ids=str)
-@pytest.mark.parametrize("options", [{}, {"shuffle": True}, {"shuffle": True, "drop_last": True, "prefetch": 0}])
-def test_it_goes_on_from_every_position(maps: Path, options: dict[str, Any], names: tuple[str, str]) -> None:
-    def made() -> MmapLoader:
-        return MmapLoader((maps / "rows", maps / "texts"), SIZE, seed=3, **options)
-
-    loader, states, expected = made(), [], []
-    states.append(getattr(loader, names[0])())
-    for _ in range(2):
-        for batch in loader:
-            expected.append(plain(batch))
-            states.append(getattr(loader, names[0])())
-    for position, state in enumerate(states):
-        again, rest = made(), []
-        getattr(again, names[1])(json.loads(json.dumps(state)))
-        while len(rest) < len(expected) - position:
-            rest += map(plain, again)
-        assert rest == expected[position:]
-
-
-def test_it_goes_on_with_another_number_of_readers(maps: Path) -> None:
-    whole = [batch.tolist() for batch in epoch_of(np.arange(24), 6, shuffle=True)]
-    for before, after in itertools.product((1, 2, 3), repeat=2):
-        loader = MmapLoader(np.arange(24), 6, shuffle=True, shard=ReaderShard(before - 1, before))
-        running = iter(loader)
-        next(running), next(running)
-        others = [MmapLoader(np.arange(24), 6, shuffle=True, shard=ReaderShard(k, after)) for k in range(after)]
-        for other in others:
-            other.load_state_dict(loader.state_dict())
-        parts = zip(*others, strict=True)
-        assert [[number for part in batch for number in part.tolist()] for batch in parts] == whole[2:]
-
-
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        ({"source": np.arange(9)}, "n is 23 there and 9 here"),
-        ({"batch_size": 5}, "batch_size is 4 there and 5 here"),
-        ({"seed": 1}, "seed is 0 there and 1 here"),
-        ({"shuffle": False}, "shuffle is True there and False here"),
-    ],
-    ids=lambda value: str(value) if isinstance(value, dict) else "",
-)
-def test_a_state_of_another_loader_is_refused_with_both_values(other: dict[str, Any], message: str) -> None:
-    options: dict[str, Any] = {"source": np.arange(COUNT), "batch_size": SIZE, "shuffle": True}
-    state, loader = MmapLoader(**options).state_dict(), MmapLoader(**{**options, **other})
-    before = loader.state_dict()
-    for load in (loader.load_state_dict, loader.set_state):
-        with pytest.raises(StateError, match=message):
-            load(state)
-    assert loader.state_dict() == before
-
-
-@pytest.mark.parametrize(
-    "wrong", [{}, {"samples_seen": 3}, {"samples_seen": 99}, {"version": 2}, {"epoch": "0"}], ids=str
-)
-def test_a_damaged_state_is_refused(wrong: dict[str, Any]) -> None:
-    loader = MmapLoader(np.arange(COUNT), SIZE)
-    with pytest.raises(StateError):
-        loader.load_state_dict({**loader.state_dict(), **wrong} if wrong else {})

@@ -100,8 +100,8 @@ class MmapLoader:
         self._put = partial(placed, sharding=sharding, count=own.count)
         self._is_ahead = bool(prefetch) and not is_on_cpu(sharding)
         order = {"shuffle": shuffle, "seed": seed, "drop_last": drop_last, "shard": own}
-        pack = None
-        if (pack_length is None) == (layout == layouts.PACKED):
+        pack, self._is_packed = None, layout == layouts.PACKED
+        if (pack_length is None) == self._is_packed:
             raise ArgumentError("layout='packed' and pack_length belong together")
         if pack_length is not None:
             if transform is not None or buckets is not None:
@@ -124,6 +124,8 @@ class MmapLoader:
 
     def __len__(self) -> int:
         """Batches an epoch. Raises `TypeError` where they are packed: it depends on the order."""
+        if self._is_packed:
+            raise TypeError("how many batches of packed rows an epoch has depends on its order")
         return len(self._batches)
 
     @property

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,8 @@ def descriptors() -> int:
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads as Linux shows them")
 @pytest.mark.parametrize("size", [2, None])
 def test_abandoned_iterators_leave_neither_threads_nor_descriptors(maps: Path, size: int | None) -> None:
-    dataset = to_tf_dataset((maps / "rows", maps / "texts"), size, shuffle=True, threads=2)
+    options = {"threads": 2} if size else {}
+    dataset = to_tf_dataset((maps / "rows", maps / "texts"), size, shuffle=True, **options)
 
     def abandon(count: int) -> None:
         for _ in range(count):
@@ -213,6 +215,33 @@ def test_a_dataset_is_iterated_after_its_name_is_gone(size: int | None) -> None:
     running = iter(to_tf_dataset(NUMBERS, size, shuffle=True, seed=4).map(lambda n: n + 0))
     gc.collect()
     assert [element.numpy().tolist() for element in running] == (epoch(0) if size else samples(0))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts descriptors as Linux shows them")
+@pytest.mark.parametrize("size", [SIZE, None])
+def test_datasets_that_are_gone_leave_neither_descriptors_nor_functions(maps: Path, size: int | None) -> None:
+    class Function:
+        def __call__(self, row: Any) -> Any:
+            return len(row)
+
+    counts, kept = [], []
+    for _ in range(8):
+        function = Function()
+        kept.append(weakref.ref(function))
+        dataset = to_tf_dataset(maps / "rows", size, transform=function).map(lambda n: n + 1).prefetch(1)
+        next(iter(dataset))
+        del dataset, function
+        gc.collect()
+        counts.append(descriptors())
+    assert max(counts[1:]) == counts[1]
+    assert [reference() for reference in kept] == [None] * 8
+
+
+@pytest.mark.parametrize("size", [SIZE, None])
+def test_a_dataset_may_be_made_where_another_one_is_traced(size: int | None) -> None:
+    inside = tf.data.Dataset.range(2).interleave(lambda _: to_tf_dataset(NUMBERS, size))
+    gc.collect()
+    assert sorted(np.concatenate([np.atleast_1d(part) for part in inside]).tolist()) == sorted([*NUMBERS, *NUMBERS])
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------
@@ -297,7 +326,7 @@ def test_what_is_done_with_tensors_does_not_change_the_arrays_they_are_of(make: 
     assert (table == np.arange(4)[:, None, None]).all()
 
 
-def test_a_function_may_keep_what_it_was_given() -> None:  # BUG: 11
+def test_a_function_may_keep_what_it_was_given() -> None:
     kept = []
 
     def keep(batch: np.ndarray) -> np.ndarray:

@@ -157,6 +157,36 @@ def test_a_fit_that_stops_early_stops_for_good(make: Callable[..., Any]) -> None
 
 
 @every_kind
+def test_callbacks_see_one_training(make: Callable[..., Any], tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    class Noted(keras.callbacks.Callback):
+        def on_train_begin(self, logs: Any = None) -> None:
+            calls.append("begin")
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            calls.append(f"epoch {epoch}")
+
+        def on_train_end(self, logs: Any = None) -> None:
+            calls.append(f"end {sorted(logs)}")
+
+    dataset, position = at(make, 1, 2)
+    log = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    fitted(position, dataset, callbacks=[Noted(), log])
+    assert calls == ["begin", *(f"epoch {epoch}" for epoch in range(1, EPOCHS)), "end ['accuracy', 'loss']"]
+    lines = (tmp_path / "log.csv").read_text().splitlines()[1:]
+    assert [line.split(",")[0] for line in lines] == [str(epoch) for epoch in range(1, EPOCHS)]
+
+
+@pytest.mark.parametrize("given", [None, keras.callbacks.TerminateOnNaN()], ids=["none", "one"])
+def test_callbacks_may_be_none_or_one(given: Any) -> None:
+    dataset, position = at(tf_dataset, 0, 0)
+    assert fitted(position, dataset, 1, callbacks=given)[1].epoch == [0]
+    with pytest.raises(ArgumentTypeError, match="expected callbacks of Keras"):
+        fitted(position, dataset, 2, callbacks=["one"])
+
+
+@every_kind
 def test_there_is_nothing_left_to_do(make: Callable[..., Any]) -> None:
     dataset, position = at(make, 2, 3)
     model, history = fitted(position, dataset, 2)

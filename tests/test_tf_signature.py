@@ -18,6 +18,7 @@ from mmap_ninja.errors import (  # noqa: E402
     ArgumentTypeError,
     MapNotFoundError,
     SampleError,
+    SampleTypeError,
 )
 from mmap_ninja_tf import to_tf_dataset  # noqa: E402
 from tf_data import COUNT, DENSE, ROWS, SIZE, Pair, check_all, check_same, epoch_of  # noqa: E402
@@ -241,7 +242,7 @@ REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ("rows", {"transform": lambda row: None}, Exception, "NoneType"),
     ("rows", {"transform": lambda row: row}, SampleError, "shape.*'padded'"),
     ("rows", {"batch_transform": lambda batch: 5}, ArgumentTypeError, "an axis for its samples, not of 5"),
-    ("rows", {"batch_transform": lambda batch: None}, ArgumentTypeError, "an axis for its samples, not of None"),
+    ("rows", {"batch_transform": lambda batch: None}, SampleTypeError, "numbers or texts, got a NoneType"),
     ("rows", {"batch_transform": lambda batch: np.zeros(2, "M8[D]")}, ArgumentTypeError, "TensorFlow has no dtype"),
     ("rows", {"output_signature": 3}, ArgumentTypeError, "output_signature is 3"),
     ("rows", {"output_signature": {"a": "x"}}, ArgumentTypeError, r"output_signature\['a'\] is 'x'"),
@@ -354,7 +355,6 @@ def test_output_signature_is_taken_for_what_functions_make_and_they_are_not_call
     "signature",
     [
         lambda: ragged("int64", 1, None, None),
-        lambda: tf.RaggedTensorSpec([None, None], tf.int32, 1, tf.int32),
         lambda: ragged("int32", 1, 3, None),
         lambda: ragged("int32", 2, None, None, None),
         lambda: tensor("int32", None, None),
@@ -363,10 +363,17 @@ def test_output_signature_is_taken_for_what_functions_make_and_they_are_not_call
         lambda: (ragged("int32", 1, None, None),) * 2,
     ],
 )
-def test_an_output_signature_that_is_wrong_is_an_error_of_the_first_batch(maps: Path, signature: Any) -> None:
-    dataset = to_tf_dataset(maps / "rows", SIZE, output_signature=signature())
-    with pytest.raises(tf.errors.OpError, match=r"SampleError: .* came, but the signature"):
-        next(iter(dataset))
+def test_an_output_signature_that_is_wrong_is_refused_at_once(maps: Path, signature: Any) -> None:
+    with pytest.raises(SampleError, match=r" came, but the signature"):
+        to_tf_dataset(maps / "rows", SIZE, output_signature=signature())
+
+
+def test_row_splits_may_have_32_bits(maps: Path) -> None:
+    spec = tf.RaggedTensorSpec([None, None], tf.int32, 1, tf.int32)
+    narrow = list(to_tf_dataset(maps / "rows", SIZE, output_signature=spec))
+    assert [batch.row_splits.dtype for batch in narrow] == [tf.int32] * len(narrow)
+    wide = to_tf_dataset(maps / "rows", SIZE)
+    assert [batch.to_list() for batch in narrow] == [batch.to_list() for batch in wide]
 
 
 def test_only_the_first_axis_of_what_functions_make_may_change() -> None:

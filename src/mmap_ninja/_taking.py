@@ -78,7 +78,7 @@ class Padding:
 
     def gather(self, rows: Rows, empty: Empty = np.empty) -> Padded:
         """These samples in one array."""
-        rows, pad = gather.regular(rows), _padding_value(self.pad_value, rows.dtype)
+        rows, pad = gather.regular(rows), padding_value(self.pad_value, rows.dtype)
         longest = rows.longest
         if not longest and len(rows.numbers) == 0:  # an empty map: its samples may have any number of axes
             longest = (0,) * self._axes()
@@ -239,7 +239,7 @@ class Indexed(Taking):
         return gather.Slices(dtype, shapes, sizes, found, snapshot.data.bytes, starts)
 
 
-def _padding_value(value: Any, dtype: np.dtype[Any]) -> Array:
+def padding_value(value: Any, dtype: np.dtype[Any]) -> Array:
     """The value as a 0-d array of the dtype, if that has it."""
     if type(value) is int and value == 0:
         return gather.allocated(np.zeros, (), dtype)

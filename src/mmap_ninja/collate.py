@@ -89,12 +89,12 @@ class Layouts:
 
     def stored(self, fields: Fields) -> Any:
         """A `Part` for each map, in the same dicts and tuples."""
-        layout = _USUAL if self.layout is None else self._translated(self.layout)
+        layout = self._translated(self.layout, _USUAL)
         return each(self._resolved, parts(fields, Form(layout, self.pad_value, _USUAL)))
 
     def made(self) -> Any:
         """The layout, or a dict or tuple of layouts, of what a transform makes."""
-        return STACK if self.layout is None else self._translated(self.layout)
+        return self._translated(self.layout, STACK)
 
     def _resolved(self, part: Part) -> Part:
         if part.form.layout != _USUAL:
@@ -102,9 +102,11 @@ class Layouts:
         usual = self.known[self.usual] if part.source.wrapper_fn is None else STACK
         return replace(part, form=replace(part.form, layout=usual))
 
-    def _translated(self, layout: Any) -> Any:
+    def _translated(self, layout: Any, usual: str) -> Any:
+        if layout is None:
+            return usual
         if isinstance(layout, Mapping | tuple):
-            found = {key: self._translated(part) for key, part in named_parts(layout)}
+            found = {key: self._translated(part, usual) for key, part in named_parts(layout)}
             return found if isinstance(layout, Mapping) else like(layout, found.values())
         if not isinstance(layout, str) or layout not in self.known:
             raise ArgumentError(f"layout is {layout!r}, expected one of {', '.join(map(repr, self.known))}")

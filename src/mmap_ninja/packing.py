@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmap_ninja.errors import ArgumentError, SampleError
+from mmap_ninja._taking import padding_value
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError, SampleError
 from mmap_ninja.gather import Array, Empty, Integers, Jagged
-from mmap_ninja.indexing import integer
+from mmap_ninja.indexing import boolean, integer
 from mmap_ninja.order import Order, ReaderShard
 
 
@@ -56,11 +57,19 @@ class _Rows:
         return row
 
 
+def check_pad_value(pad_value: Any, dtype: np.dtype[Any]) -> None:
+    """Refuse a value that a dtype lacks. Raises `ArgumentError`, `ArgumentTypeError`."""
+    padding_value(pad_value, dtype)
+
+
 def packed(samples: Jagged, *, rows: int, length: int, pad_value: Any = 0, empty: Empty = np.empty) -> Packed:
     """These samples of one axis, in their order, as a batch of rows.
 
-    Raises `SampleError` for samples of another number of axes, or that do not fit.
+    Raises `SampleError` for samples of another number of axes, or that do not fit; `ArgumentError` for a `pad_value`
+    that their dtype lacks.
     """
+    rows, length = integer("rows", rows, 1), integer("length", length, 1)
+    pad = padding_value(pad_value, samples.values.dtype)
     if samples.shapes.shape[1] != 1 or (samples.shapes < 0).any():
         raise SampleError("rows are packed with samples of one axis each")
     sizes = samples.shapes[:, 0]
@@ -76,7 +85,7 @@ def packed(samples: Jagged, *, rows: int, length: int, pad_value: Any = 0, empty
     at = np.arange(len(samples.values)) + np.repeat(starts - firsts, sizes)
     values = empty((rows, length), samples.values.dtype)
     segment_ids, positions = empty((rows, length), np.dtype(np.int32)), empty((rows, length), np.dtype(np.int32))
-    for array, fill in ((values, pad_value), (segment_ids, 0), (positions, 0)):
+    for array, fill in ((values, pad), (segment_ids, 0), (positions, 0)):
         array[...] = fill
     values.reshape(-1)[at] = samples.values
     segment_ids.reshape(-1)[at] = np.repeat(segments, sizes)
@@ -116,12 +125,15 @@ class PackedOrder:
         shard: ReaderShard = ReaderShard(),  # noqa: B008 - it cannot be changed
     ) -> None:
         self._rows, self._length = integer("rows", rows, 1), integer("length", length, 1)
+        if not isinstance(shard, ReaderShard):
+            raise ArgumentTypeError(f"shard is {shard!r}, expected a ReaderShard(index, count)")
         if self._rows % shard.count:
             raise ArgumentError(f"rows is {rows}, which {shard.count} readers cannot share evenly")
+        lengths = np.asarray(lengths, np.int64)
         longest = int(np.max(lengths, initial=0))
         if longest > self._length:
             raise ArgumentError(f"a sample has length {longest}, more than a row of {length} takes")
-        self._lengths, self._drop_last, self._epoch = lengths, drop_last, 0
+        self._lengths, self._drop_last, self._epoch = lengths, boolean("drop_last", drop_last), 0
         self._order = Order(len(lengths), 1 << 14, shuffle=shuffle, seed=seed)
         part = self._rows // shard.count
         self._own = range(shard.index * part, (shard.index + 1) * part)
@@ -137,8 +149,11 @@ class PackedOrder:
         return {"rows": self._rows, "length": self._length, "shuffle": order.shuffle, "seed": order.seed}
 
     def __iter__(self) -> Iterator[Integers]:
+        return self._batches(self._epoch)
+
+    def _batches(self, epoch: int) -> Iterator[Integers]:
         rows, own = _Rows(self._rows, self._length), list[int]()
-        for numbers in self._order.batches(self._epoch):
+        for numbers in self._order.batches(epoch):
             for number, size in zip(numbers.tolist(), self._lengths[numbers].tolist(), strict=True):
                 row = rows.place(size)
                 if row is None:

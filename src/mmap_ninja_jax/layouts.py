@@ -13,7 +13,8 @@ from mmap_ninja import Padding
 from mmap_ninja.collate import PADDED, STACK, Layouts, Part
 from mmap_ninja.errors import ArgumentError
 from mmap_ninja.fields import Fields, each, leaves, like, named_parts
-from mmap_ninja.packing import PackedOrder
+from mmap_ninja.indexing import integer
+from mmap_ninja.packing import PackedOrder, check_pad_value
 from mmap_ninja_jax.convert import TEXTS
 from mmap_ninja_jax.process import check_lists, check_shapes
 
@@ -25,8 +26,12 @@ _UNEVEN = (
 )
 
 
-def in_rows(fields: Fields, size: int, pack_length: int, order: dict[str, Any]) -> dict[str, Any]:
+def in_rows(fields: Fields, size: int, pack_length: int, pad_value: Any, order: dict[str, Any]) -> dict[str, Any]:
     """What `Batches` gets for batches of `size` packed rows. Raises `ArgumentError` for what cannot be packed."""
+    integer("pack_length", pack_length, 1)
+    for _, field in leaves(fields):
+        if field.kind not in TEXTS and field.dtype is not None:
+            check_pad_value(pad_value, field.dtype)
     return {"order": PackedOrder(_lengths(fields), size, pack_length, **order), "layout": JAGGED}
 
 
@@ -89,7 +94,8 @@ def _lengths(fields: Fields) -> Any:
     found = None
     for name, field in leaves(fields):
         is_ragged = field.wrapper_fn is None and field.kind not in TEXTS and not hasattr(field, "sample_shape")
-        if not is_ragged or field.shapes.shape[1] != 1:
+        shapes = field.shapes if is_ragged else np.empty((1, 0))
+        if len(shapes) and (shapes.shape[1] != 1 or shapes.min() < 0):
             raise ArgumentError(f"{name} cannot be packed: its samples have to be stored ragged, with one axis each")
         if found is not None and not np.array_equal(found, field.lengths):
             raise ArgumentError(f"{name} has samples of other lengths than the part before it: they cannot be packed")

@@ -106,7 +106,7 @@ class MmapLoader:
         if pack_length is not None:
             if transform is not None or buckets is not None:
                 raise ArgumentError("what is packed has no transform and no buckets; there is batch_transform")
-            options = layouts.in_rows(fields, size, pack_length, order)
+            options = layouts.in_rows(fields, size, pack_length, pad_value, order)
             pack = partial(convert.packed, rows=size // own.count, length=pack_length, pad_value=pad_value)
         else:
             if sharding is not None:

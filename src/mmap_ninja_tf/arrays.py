@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmap_ninja.buffers import copied, owned, root_of
+from mmap_ninja.errors import SampleTypeError
 from mmap_ninja.fields import like, named_parts
 from mmap_ninja.gather import Padded
 
@@ -21,26 +22,36 @@ def as_array(value: Any) -> Array:
     array = np.asarray(value)
     if array.dtype.kind in "SU":
         return array.astype(object)
+    if array.dtype.hasobject and not all(isinstance(one, str | bytes) for one in array.flat):
+        raise SampleTypeError(f"expected numbers or texts, got a {type(value).__name__} of other objects")
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def plain(value: Any, *, with_lengths: bool) -> Any:
-    """A batch as dicts and tuples of arrays in memory of their own, which no two of them share.
+def alone(array: Array, roots: set[int], *, is_own: bool) -> Array:
+    """The array, if nobody else has its memory, else a copy; frameworks may write results there.
+
+    `is_own` says that the core has made it, `roots` has the ids of the memory that is taken already.
+    """
+    if array.dtype.hasobject:
+        return array
+    array = owned(array) if is_own and id(root_of(array)) not in roots else copied(array)
+    roots.add(id(root_of(array)))
+    return array
+
+
+def plain(value: Any, *, with_lengths: bool, is_own: bool) -> Any:
+    """A batch as dicts and tuples of arrays, of which nobody else has the memory.
 
     What is padded becomes its values, or a dict of `values` and `lengths`.
     """
-    return _plain(value, with_lengths, set())
+    roots: set[int] = set()
 
+    def each(value: Any) -> Any:
+        if isinstance(value, Padded):
+            value = {"values": value.values, "lengths": value.lengths} if with_lengths else value.values
+        if isinstance(value, Mapping | tuple):
+            parts = {key: each(part) for key, part in named_parts(value)}
+            return parts if isinstance(value, Mapping) else like(value, parts.values())
+        return alone(as_array(value), roots, is_own=is_own)
 
-def _plain(value: Any, with_lengths: bool, roots: set[int]) -> Any:
-    if isinstance(value, Padded):
-        value = {"values": value.values, "lengths": value.lengths} if with_lengths else value.values
-    if isinstance(value, Mapping | tuple):
-        parts = {key: _plain(part, with_lengths, roots) for key, part in named_parts(value)}
-        return parts if isinstance(value, Mapping) else like(value, parts.values())
-    array = as_array(value)
-    if array.dtype.hasobject:
-        return array
-    array = copied(array) if id(root_of(array)) in roots else owned(array)
-    roots.add(id(root_of(array)))
-    return array
+    return each(value)

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mmap_ninja.buffers import copied, owned, root_of
 from mmap_ninja.errors import SampleError
 from mmap_ninja.fields import each, leaves, named_parts
 from mmap_ninja.gather import Jagged, Padded
-from mmap_ninja_tf.arrays import Array, as_array
+from mmap_ninja_tf.arrays import Array, alone, as_array
 
 
 class Conversion:
@@ -30,13 +29,8 @@ class Conversion:
 
         Raises `SampleError` if it has another signature.
         """
-        found, roots = _arrays(value, self._leaves), set[int]()
-        for k, array in enumerate(found):
-            if not array.dtype.hasobject:
-                is_alone = self._is_own and id(root_of(array)) not in roots
-                found[k] = owned(array) if is_alone else copied(array)
-                roots.add(id(root_of(array)))
-        return found
+        roots: set[int] = set()
+        return [alone(array, roots, is_own=self._is_own) for array in _arrays(value, self._leaves)]
 
     @property
     def is_plain(self) -> bool:
@@ -84,7 +78,10 @@ class _Leaf:
     def __init__(self, spec: tf.TypeSpec) -> None:
         self._spec = spec
         self.parts = [_Part(part) for part in tf.nest.flatten(spec, expand_composites=True)]
-        self._ragged_rank = spec.ragged_rank if isinstance(spec, tf.RaggedTensorSpec) else 0
+        self._ragged_rank, self._splits_dtype = 0, np.dtype(np.int64)
+        if isinstance(spec, tf.RaggedTensorSpec):
+            self._ragged_rank = spec.ragged_rank
+            self._splits_dtype = np.dtype(spec.row_splits_dtype.as_numpy_dtype)
 
     def arrays(self, value: Any) -> list[Array]:
         """The values and, if it is ragged, the row splits of each ragged axis."""
@@ -124,6 +121,7 @@ class _Leaf:
             splits.append(np.zeros(len(lengths) + 1, np.int64))
             np.cumsum(lengths, out=splits[-1][1:])
             rows = rows * shapes[:, axis]
+        splits = [one.astype(self._splits_dtype, copy=False) for one in splits]
         return [as_array(value.values).reshape(int(rows.sum()), *inner.tolist()), *splits]
 
 
@@ -131,9 +129,11 @@ def _arrays(value: Any, expected: Any) -> list[Array]:
     if isinstance(value, Padded):
         parts = {"values": value.values, "lengths": value.lengths}
         return _arrays(parts if isinstance(expected, Mapping) else value.values, expected)
-    if not isinstance(expected, Mapping | tuple):
-        return list(expected.arrays(value))
     is_apart = isinstance(value, Mapping | tuple) and not isinstance(value, Jagged)
+    if not isinstance(expected, Mapping | tuple):
+        if is_apart:
+            raise SampleError(f"a {type(value).__name__} came, but the signature has one tensor there")
+        return list(expected.arrays(value))
     found, keys = dict(named_parts(value)) if is_apart else {}, [key for key, _ in named_parts(expected)]
     if found.keys() != set(keys):
         what = f"parts {list(found)}" if is_apart else f"a {type(value).__name__}"

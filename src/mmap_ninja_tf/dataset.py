@@ -104,19 +104,24 @@ def to_tf_dataset(
     if batch_size is None:
         is_given = type(pad_value) is not int or pad_value != 0
         batches = {"drop_remainder": drop_remainder, "with_lengths": with_lengths, "batch_transform": batch_transform}
-        _check_samples(layouts.made(), {"pad_value": is_given, **batches})
+        _check_samples(layouts.made(), {"pad_value": is_given, "threads": threads > 1, **batches})
         elements = Single(fields, wanted, readers(shard, are_replicas=False)[0], **options)
     else:
         options |= {"batch_transform": batch_transform, "drop_last": drop_remainder}
         size, own = integer("batch_size", batch_size, 1), readers(shard)
         elements = Batched(fields, wanted, layouts, size, own, with_lengths=with_lengths, **options)
-    signature = elements.signature() if output_signature is None else checked(output_signature)
+    if output_signature is None:
+        signature = elements.signature()
+    else:
+        signature = checked(output_signature)
+        elements.check(signature)
     settings = tf.data.Options()
     settings.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     if threads > 1:  # its own pool has no more than there are processors
         settings.threading.private_threadpool_size = threads + 1
     made = elements.dataset(signature, threads).with_options(settings)
     made = made.prefetch(prefetch) if prefetch else made
+    made.mmap_ninja_elements = elements  # it keeps them: see `elements._reference`
     made.mmap_ninja_epochs = elements.epochs if batch_size is not None else None  # for `FitPosition`
     return made
 

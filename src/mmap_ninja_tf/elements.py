@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from mmap_ninja_tf.layouts import check_lengths
 from mmap_ninja_tf.signature import Signature
 
 _GATHERING = 2  # threads that make batches, where no function of the user's runs in them
-_AT_ONCE = 256  # samples that are read together where they are handed out one by one
+_AT_ONCE = 256, 1 << 22  # samples, and bytes, that are read together where they are handed out one by one
 
 
 class Batched:
@@ -47,7 +49,7 @@ class Batched:
         with_lengths: bool,
         **options: Any,
     ) -> None:
-        self._fields, self._wanted, self._size, self._with_lengths = fields, wanted, size, with_lengths
+        self._fields, self.wanted, self._size, self._with_lengths = fields, wanted, size, with_lengths
         self._parts = layouts.stored(fields) if options["transform"] is None else None
         self._is_own = options["batch_transform"] is None  # what a transform makes is put together by the core
         self._is_made = self._parts is None or not self._is_own
@@ -61,31 +63,38 @@ class Batched:
         """That of a batch; functions are called for the first one to find out."""
         if self._is_made:
             _check_any(self._fields)
-            return self._of_value(self._wanted.chosen(self.epochs.batch(0)))
-        return self._wanted.chosen(each(self._of_part, self._parts))
+            return self._of_value(self.wanted.chosen(self.epochs.batch(0)))
+        return self.wanted.chosen(each(self._of_part, self._parts))
+
+    def check(self, signature: Signature) -> None:
+        """Refuse a signature that is not that of samples as they are stored. Raises `SampleError`."""
+        if not self._is_made and length(self._fields):
+            Conversion(signature, is_own=True).arrays(self.wanted.chosen(self.epochs.batch(0)))
 
     def dataset(self, signature: Signature, threads: int) -> tf.data.Dataset:
         """One epoch, another one at each iteration."""
-        epochs, wanted, conversion = self.epochs, self._wanted, Conversion(signature, is_own=self._is_own)
-        dtypes = [spec.dtype for spec in conversion.specs]
+        self.conversion = conversion = Conversion(signature, is_own=self._is_own)
+        dtypes, count, held = [spec.dtype for spec in conversion.specs], len(self.epochs), _reference(self)
 
         def begin() -> np.int64:
-            return np.int64(epochs.begin())
+            return np.int64(_alive(held).epochs.begin())
 
         def numbers(_: tf.Tensor) -> tf.data.Dataset:
             first = tf.numpy_function(begin, [], tf.int64)
-            return tf.data.Dataset.range(first, first + len(epochs))
+            return tf.data.Dataset.range(first, first + count)
 
         def fetch(number: np.int64) -> list[Any]:
-            return conversion.arrays(wanted.chosen(epochs.batch(int(number))))
+            own: Batched = _alive(held)
+            return own.conversion.arrays(own.wanted.chosen(own.epochs.batch(int(number))))
 
         def made(number: tf.Tensor) -> Any:
-            return conversion.packed(tf.numpy_function(fetch, [number], dtypes))
+            tensors = tf.numpy_function(fetch, [number], dtypes)
+            return conversion.packed(tf.nest.flatten(tensors))  # run eagerly, a single one is in no list
 
         has_functions = self._is_made or any(one.wrapper_fn for _, one in leaves(self._fields))
         calls = threads if has_functions else max(threads, _GATHERING)
         epoch = tf.data.Dataset.range(1).flat_map(numbers)  # begun anew by each iterator
-        counted = epoch.apply(tf.data.experimental.assert_cardinality(len(epochs)))
+        counted = epoch.apply(tf.data.experimental.assert_cardinality(count))
         return counted.map(made, num_parallel_calls=calls, deterministic=True)
 
     def _of_part(self, part: Part) -> Signature:
@@ -110,28 +119,35 @@ class Single:
     """
 
     def __init__(self, fields: Fields, wanted: Columns, own: ReaderShard, **options: Any) -> None:
-        self._fields, self._wanted, self._options = fields, wanted, options
+        self._fields, self.wanted, self._options = fields, wanted, options
         options["layout"] = "list" if options["transform"] is not None else each(_layout, fields)
-        self.epochs = Epochs([Batches(fields, _AT_ONCE * own.count, shard=own, **options)])
+        self._at_once = _at_once(fields) if options["transform"] is None else 1
+        self.epochs = Epochs([Batches(fields, self._at_once * own.count, shard=own, **options)])
         self._own = own
 
     def signature(self) -> Signature:
         """That of a sample; functions are called for the first one to find out."""
         if self._options["transform"] is None:
-            return self._wanted.chosen(each_named(_of_source, self._fields))
+            return self.wanted.chosen(each_named(_of_source, self._fields))
         _check_any(self._fields)
         first = Batches(self._fields, 1, **self._options).batch(0, 0)
-        return signatures.of_sample_value(self._wanted.chosen(rows(first)[0]))
+        return signatures.of_sample_value(self.wanted.chosen(rows(first)[0]))
+
+    def check(self, signature: Signature) -> None:
+        """Refuse a signature that is not that of samples as they are stored. Raises `SampleError`."""
+        if self._options["transform"] is None and length(self._fields):
+            Conversion(signature, is_own=True).arrays(self.wanted.chosen(rows(self.epochs.batch(0))[0]))
 
     def dataset(self, signature: Signature, threads: int) -> tf.data.Dataset:
         """One epoch, another one at each iteration."""
-        epochs, wanted, conversion = self.epochs, self._wanted, Conversion(signature, is_own=False)
+        conversion, held = Conversion(signature, is_own=False), _reference(self)
         is_plain = conversion.is_plain  # a map would take half as long as all else
 
         def samples() -> Iterator[Any]:
-            first = epochs.begin()
-            for number in range(first, first + len(epochs)):
-                for sample in map(wanted.chosen, rows(epochs.batch(number))):
+            own: Single = _alive(held)
+            first = own.epochs.begin()
+            for number in range(first, first + len(own.epochs)):
+                for sample in map(own.wanted.chosen, rows(own.epochs.batch(number))):
                     yield conversion.structured(sample) if is_plain else tuple(conversion.arrays(sample))
 
         specs = signature if is_plain else tuple(conversion.specs)
@@ -141,8 +157,37 @@ class Single:
 
     def _length(self) -> int:
         """Samples of this reader in an epoch."""
-        complete, rest = divmod(length(self._fields), _AT_ONCE * self._own.count)
-        return complete * _AT_ONCE - -rest // self._own.count
+        complete, rest = divmod(length(self._fields), self._at_once * self._own.count)
+        return complete * self._at_once - -rest // self._own.count
+
+
+def _reference(elements: Any) -> Callable[[], Any]:
+    """How functions that TensorFlow calls refer to what they need.
+
+    It keeps such functions as long as the process lives. So the dataset has the elements, and what is made of it has
+    the dataset; but not in a function that is traced, where only the graph is left of it.
+    """
+    return (lambda: elements) if tf.inside_function() else weakref.ref(elements)
+
+
+def _alive(held: Callable[[], Any]) -> Any:
+    elements = held()
+    if elements is None:
+        raise ReferenceError("the dataset that to_tf_dataset has returned is gone: keep it, or what was made of it")
+    return elements
+
+
+def _at_once(fields: Fields) -> int:
+    """How many samples are read together: one, where a function makes them, so that an error is that of its sample."""
+    count, size = _AT_ONCE
+    for _, one in leaves(fields):
+        if one.wrapper_fn is not None:
+            return 1
+        if hasattr(one, "sample_shape"):
+            count = min(count, size // max(1, math.prod(one.sample_shape) * one.dtype.itemsize))
+        elif len(one):
+            count = min(count, size // max(1, one.nbytes // len(one)))
+    return max(1, count)
 
 
 def _layout(source: Any) -> str:

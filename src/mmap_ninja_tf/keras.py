@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
+from itertools import product
 from typing import Any
 
 try:
@@ -27,6 +30,11 @@ from mmap_ninja_tf.layouts import DENSE, check_lengths
 from mmap_ninja_tf.process import readers
 
 Function = Callable[[Any], Any]
+
+_WORKERS = (
+    "with several workers, Keras on JAX and PyTorch loses batches of a fit that has to build the model or its metrics "
+    "first: use FitPosition(dataset).fit, or workers=1"
+)
 
 
 class MmapPyDataset(keras.utils.PyDataset):  # type: ignore[misc]
@@ -90,6 +98,8 @@ class MmapPyDataset(keras.utils.PyDataset):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        if keras.backend.backend() != "tensorflow" and (self.workers > 1 or self.use_multiprocessing):
+            warnings.warn(_WORKERS, stacklevel=2)
         self._wanted = Columns.of(columns, label_cols)
         self._with_lengths = boolean("with_lengths", with_lengths)
         layouts, fields = Layouts(layout, pad_value, PADDED, DENSE), opened(source)
@@ -104,14 +114,14 @@ class MmapPyDataset(keras.utils.PyDataset):  # type: ignore[misc]
             shuffle=shuffle,
             seed=seed,
             drop_last=boolean("drop_remainder", drop_remainder),
-            shard=readers(shard)[0],
+            shard=readers(shard, are_replicas=False)[0],
             layout=layout,
             pad_value=pad_value,
             transform=transform,
             batch_transform=batch_transform,
         )
         self.mmap_ninja_epochs = Epochs([batches])
-        self._count = len(batches)
+        self._count, self._is_own = len(batches), batch_transform is None
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -123,7 +133,7 @@ class MmapPyDataset(keras.utils.PyDataset):  # type: ignore[misc]
             raise IndexError(f"index is {index}, but there are {len(self)} batches")
         epochs = self.mmap_ninja_epochs
         value = self._wanted.chosen(epochs.batch(epochs.next + index))
-        return plain(value, with_lengths=self._with_lengths)
+        return plain(value, with_lengths=self._with_lengths, is_own=self._is_own)
 
     def on_epoch_end(self) -> None:
         """Go to the next epoch. Keras calls it before `fit`, too, and while `evaluate` and `predict` run."""
@@ -191,16 +201,20 @@ class FitPosition(keras.callbacks.Callback):  # type: ignore[misc]
         self._step = self._epochs.step_of(state)
 
     def fit(
-        self, model: Any, dataset: Any, *, epochs: int, callbacks: Sequence[Any] = (), **options: Any
+        self, model: Any, dataset: Any, *, epochs: int, callbacks: Any = None, **options: Any
     ) -> keras.callbacks.History:
         """`model.fit(dataset, ...)` from this position to the end of the last of the `epochs`.
 
-        The rest of an epoch that was begun is a `fit` of its own, of fewer steps. `options` are other arguments of
-        `model.fit`, but for `initial_epoch`, `steps_per_epoch` and `shuffle`. Returns the `History` of all epochs.
-        Raises `ArgumentError` if the dataset has not one step for each batch.
+        The rest of an epoch that was begun is a `fit` of its own, of fewer steps; `callbacks` see one training all the
+        same. `options` are other arguments of `model.fit`, but for `initial_epoch`, `steps_per_epoch` and `shuffle`.
+        Returns the `History` of all epochs. Raises `ArgumentError` if the dataset has not one step for each batch.
         """
         if unknown := {"initial_epoch", "steps_per_epoch", "shuffle"} & options.keys():
             raise ArgumentError(f"{', '.join(sorted(unknown))} is what the position says: leave it out")
+        integer("epochs", epochs, 0)
+        given = callbacks if isinstance(callbacks, Sequence) else [] if callbacks is None else [callbacks]
+        if not all(isinstance(one, keras.callbacks.Callback) for one in given):
+            raise ArgumentTypeError(f"callbacks is {callbacks!r}, expected callbacks of Keras")
         if getattr(dataset, "mmap_ninja_epochs", self._epochs) is not self._epochs:
             raise ArgumentError("dataset is another one than that of this position")
         is_own = isinstance(dataset, MmapPyDataset)
@@ -213,15 +227,23 @@ class FitPosition(keras.callbacks.Callback):  # type: ignore[misc]
         history.on_train_begin()
         done = self._step % self._epochs.steps
         stretches = [(dataset.take(self._epochs.steps - done), self.epoch + 1)] if done else []
-        for part, last in [*stretches, (dataset, epochs)]:
-            if self.epoch < min(last, epochs) and not model.stop_training:
-                self._running = part.mmap_ninja_epochs if is_own else self._epochs
-                first, last_one = self, _Beginning(self._begin, None if is_own else self._check_begun)
-                given = {**options, "initial_epoch": self.epoch, "epochs": last, "shuffle": False}
-                try:
-                    self._add(history, model.fit(part, callbacks=[first, *callbacks, last_one], **given))
-                finally:
-                    self._running = None
+        stretches = [(part, last) for part, last in [*stretches, (dataset, epochs)] if self.epoch < min(last, epochs)]
+        for part, last in stretches:
+            if model.stop_training:
+                break
+            self._running = part.mmap_ninja_epochs if is_own else self._epochs
+            beginning = _Beginning(self._begin, None if is_own else self._check_begun)
+            how = {**options, "initial_epoch": self.epoch, "epochs": last, "shuffle": False}
+            silent = ["on_train_end", *(["on_train_begin"] if history.epoch else [])]
+            try:
+                with _without(silent, given):
+                    self._add(history, model.fit(part, callbacks=[self, *given, beginning], **how))
+            finally:
+                self._running = None
+        if stretches:
+            logs = {name: values[-1] for name, values in history.history.items()}
+            for callback in given:
+                callback.on_train_end(logs)
         return history
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -265,6 +287,18 @@ class FitPosition(keras.callbacks.Callback):  # type: ignore[misc]
         history.params = other.params
         for name, values in other.history.items():
             history.history.setdefault(name, []).extend(values)
+
+
+@contextmanager
+def _without(names: Sequence[str], callbacks: Sequence[Any]) -> Iterator[None]:
+    """Keep Keras from calling these methods: there is one training, in however many calls of `fit`."""
+    for callback, name in product(callbacks, names):
+        setattr(callback, name, lambda logs=None: None)
+    try:
+        yield
+    finally:
+        for callback, name in product(callbacks, names):
+            delattr(callback, name)
 
 
 class _Beginning(keras.callbacks.Callback):  # type: ignore[misc]

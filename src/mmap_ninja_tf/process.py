@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmap_ninja import ReaderShard
-from mmap_ninja.errors import ArgumentTypeError
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError
 
 
 def readers(shard: Any, *, are_replicas: bool = True) -> list[ReaderShard]:
@@ -21,9 +21,12 @@ def readers(shard: Any, *, are_replicas: bool = True) -> list[ReaderShard]:
         return [shard]
     try:
         pipeline, pipelines = shard.input_pipeline_id, shard.num_input_pipelines
-        here = shard.num_replicas_in_sync // pipelines if are_replicas else 1
+        replicas = shard.num_replicas_in_sync if are_replicas else pipelines
     except AttributeError:
         raise ArgumentTypeError(
             f"shard is {shard!r}, expected a ReaderShard(index, count) or a tf.distribute.InputContext"
         ) from None
-    return [ReaderShard(pipeline * here + replica, pipelines * here) for replica in range(here)]
+    if replicas % pipelines:
+        raise ArgumentError(f"{pipelines} input pipelines cannot have equally many of {replicas} replicas")
+    here = replicas // pipelines
+    return [ReaderShard(pipeline * here + replica, replicas) for replica in range(here)]

@@ -15,6 +15,8 @@ import pytest
 jax = pytest.importorskip("jax", reason="the adapter for JAX needs it")
 pytest.importorskip("optax", reason="the examples learn with it")
 
+pytestmark = pytest.mark.long  # minutes on two cores; `make test-long` runs them
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ON_CPU = {**os.environ, "JAX_PLATFORMS": "cpu"}
 

@@ -20,6 +20,8 @@ from mmap_ninja import Batches, DenseMmap, ReaderShard  # noqa: E402
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError  # noqa: E402
 from mmap_ninja_tf import to_tf_dataset  # noqa: E402
 
+pytestmark = pytest.mark.long  # minutes on two cores; `make test-long` runs them
+
 N, GLOBAL, EPOCHS, SEED = 101, 12, 2, 5
 RUNS = {"all": {}, "complete": {"drop_last": True}, "in order": {"shuffle": False}}  # the same as in tf_ranks.py
 SCRIPT = Path(__file__).with_name("tf_ranks.py")

@@ -14,6 +14,8 @@ import pytest
 
 pytest.importorskip("tensorflow", reason="the adapter for TensorFlow needs it")
 
+pytestmark = pytest.mark.long  # minutes on two cores; `make test-long` runs them
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 QUIET = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
 

@@ -59,7 +59,12 @@ def fitted(position: FitPosition, dataset: Any, epochs: int = EPOCHS, model: Any
 
 @pytest.mark.parametrize(
     ("make", "moment"),
-    [*((tf_dataset, moment) for moment in MOMENTS), *((py_dataset, moment) for moment in (MOMENTS[2], MOMENTS[5]))],
+    [
+        (tf_dataset, MOMENTS[2]),
+        (py_dataset, MOMENTS[2]),
+        *(pytest.param(tf_dataset, moment, marks=pytest.mark.long) for moment in MOMENTS if moment != MOMENTS[2]),
+        pytest.param(py_dataset, MOMENTS[5], marks=pytest.mark.long),
+    ],
 )
 def test_an_interrupted_fit_goes_on_with_the_batches_that_would_have_come(
     make: Callable[..., Any], moment: tuple[str, int, int]
@@ -73,6 +78,7 @@ def test_it_goes_on_in_what_was_made_of_the_dataset() -> None:
 
 @pytest.mark.parametrize("steps", [1, 4])
 @every_kind
+@pytest.mark.long
 def test_it_goes_on_in_a_graph_of_several_steps(tmp_path: Path, make: Callable[..., Any], steps: int) -> None:
     def model() -> Any:
         return made_model(keras.Sequential, steps_per_execution=steps)
@@ -98,6 +104,7 @@ def test_it_goes_on_without_the_rest_of_the_samples(make: Callable[..., Any]) ->
 
 
 @every_kind
+@pytest.mark.long
 def test_it_goes_on_after_several_interruptions_in_the_same_process(make: Callable[..., Any]) -> None:
     dataset, model = make(), made_model()
     position = FitPosition(dataset)
@@ -110,6 +117,7 @@ def test_it_goes_on_after_several_interruptions_in_the_same_process(make: Callab
     assert tf_fits.weights(model) == tf_fits.expected_weights()
 
 
+@pytest.mark.long
 def test_it_goes_on_in_another_backend() -> None:
     """Where there is no TensorFlow at work: with worker processes, too."""
     pytest.importorskip("torch", reason="the second backend")
@@ -201,6 +209,7 @@ def test_there_is_nothing_left_to_do(make: Callable[..., Any]) -> None:
         *((make, True, f"on_{hook}") for make in KINDS.values() for hook in ("epoch_begin", "train_batch_end")),
     ],
 )
+@pytest.mark.long
 def test_going_through_the_dataset_in_callbacks_changes_nothing(
     make: Callable[..., Any], predicts: bool, hook: str
 ) -> None:

@@ -3,7 +3,7 @@
 PYTHON ?= python3
 # Pins need Python 3.11 or newer; `make test PYTHON=python3.10 CONSTRAINTS=/dev/null` takes the newest that fits.
 CONSTRAINTS ?= constraints.txt
-# More arguments for pytest: make test ARGS="-k ragged -x"
+# Arguments for pytest, in one run of what they select: make test ARGS="-k ragged -x"
 ARGS ?=
 # Files of tests side by side, one a core; make test JOBS=0 for one process, which --pdb needs
 JOBS ?= auto
@@ -13,15 +13,28 @@ BIN := $(VENV)/bin
 # The stamp, not the folder, is the target: it is written last, so a set-up that failed half-way is done again.
 READY := $(VENV)/ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+FRAMEWORKS := torch tf jax
 BENCHMARKS := bench_read bench_write bench_images bench_texts bench_verify bench_order bench_gather bench_batches bench_decode bench_torch bench_tf bench_jax
 
-.PHONY: demo test test-long lint format types docs bench-quick setup clean
+.PHONY: demo test test-core test-adapters test-long lint format types docs bench-quick setup clean
 
 demo: $(READY)
 	$(BIN)/python examples/photos.py
 
+ifeq ($(strip $(ARGS)),)
+test: docs test-core test-adapters
+else
 test: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
+endif
+
+# Without a framework in the process: they start threads, open files and act at forks, and the core's tests count those.
+test-core: $(READY)
+	$(PYTEST) tests --ignore=tests/test_docs.py $(FRAMEWORKS:%=--ignore-glob='tests/test_%_*')
+
+test-adapters: $(READY)
+	$(PYTEST) $(foreach name,$(FRAMEWORKS),$(wildcard tests/test_$(name)_*.py))
 
 # The long figures of docs/reliability.md: an hour on 2 cores, half of that on 4.
 test-long: $(READY)
@@ -38,9 +51,9 @@ format: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-# Every example: code blocks of README.md and docs/, docstrings of src/. `make test` runs these too.
+# Every example: code blocks of README.md and docs/, docstrings of src/.
 docs: $(READY)
-	$(BIN)/python -m pytest tests/test_docs.py src $(ARGS)
+	$(PYTEST) tests/test_docs.py src
 
 bench-quick: $(READY)
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick; done

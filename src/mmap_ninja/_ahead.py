@@ -53,13 +53,8 @@ class _Channel(Generic[T]):
     def _fill(self) -> None:
         while True:
             self._room.get()
-            if self._stopped.is_set():
-                return
-            try:
-                item = next(self._items)
-            except StopIteration:
-                return
-            if self._stopped.is_set():
+            item = _END if self._stopped.is_set() else next(self._items, _END)
+            if item is _END or self._stopped.is_set():
                 return
             self._ready.put(item)
             del item  # the one who takes it may be the last to hold it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -13,7 +14,7 @@ from mmap_ninja import gather, lossless
 from mmap_ninja._encode import joined
 from mmap_ninja._taking import JAGGED, LIST, Padding
 from mmap_ninja.errors import ArgumentError, SampleError, SampleTypeError
-from mmap_ninja.fields import Fields, each, like, named_parts
+from mmap_ninja.fields import Fields, alike, each, each_part, named_parts
 from mmap_ninja.gather import Array, Empty, Slices
 from mmap_ninja.indexing import Positions
 
@@ -62,13 +63,20 @@ class Part:
     source: Any
     form: Form
 
+    @property
+    def gathered(self) -> str:
+        """The layout to ask for where a list is split afterwards: all samples by one gather, if they are stored so."""
+        layout: str = self.form.layout
+        return JAGGED if layout == LIST and self.source.wrapper_fn is None else layout
+
 
 def parts(fields: Fields, form: Form, name: str = "source") -> Any:
     """The same dicts and tuples with a `Part` for each map. Raises `ArgumentError` for a form that is not theirs."""
     if isinstance(fields, dict | tuple):
         keys = [key for key, _ in named_parts(fields)]
-        made = {key: parts(part, form.part(keys, key), f"{name}[{key!r}]") for key, part in named_parts(fields)}
-        return made if isinstance(fields, dict) else like(fields, made.values())
+        return alike(
+            fields, {key: parts(part, form.part(keys, key), f"{name}[{key!r}]") for key, part in named_parts(fields)}
+        )
     if not isinstance(form.layout, str):
         raise ArgumentError(f"layout is {form.layout!r} for {name}, which is no dict or tuple")
     return Part(name, fields, form)
@@ -106,8 +114,7 @@ class Layouts:
         if layout is None:
             return usual
         if isinstance(layout, Mapping | tuple):
-            found = {key: self._translated(part, usual) for key, part in named_parts(layout)}
-            return found if isinstance(layout, Mapping) else like(layout, found.values())
+            return each_part(partial(self._translated, usual=usual), layout)
         if not isinstance(layout, str) or layout not in self.known:
             raise ArgumentError(f"layout is {layout!r}, expected one of {', '.join(map(repr, self.known))}")
         return self.known[layout]
@@ -137,10 +144,10 @@ def collated(samples: Sequence[Any], numbers: Positions, form: Form, empty: Empt
     first = samples[0]
     if isinstance(first, Mapping | tuple):
         keys = _common_keys(samples, numbers)
-        parts = {
-            key: collated([sample[key] for sample in samples], numbers, form.part(keys, key), empty) for key in keys
-        }
-        return parts if isinstance(first, Mapping) else like(first, parts.values())
+        return alike(
+            first,
+            {key: collated([sample[key] for sample in samples], numbers, form.part(keys, key), empty) for key in keys},
+        )
     layout = form.layout
     if not isinstance(layout, str):
         raise ArgumentError(f"layout is {layout!r}, but sample {numbers[0]} became no dict or tuple")

@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 
 
 class MmapNinjaError(Exception):
@@ -123,6 +124,15 @@ class UpgradeWarning(UserWarning):
 
 class SalvageWarning(UserWarning):
     """Not everything in a folder that mmap_ninja 0.9.0 was interrupted in could be saved."""
+
+
+@contextlib.contextmanager
+def about(name: str) -> Iterator[None]:
+    """Errors of arguments that come from inside begin with this name."""
+    try:
+        yield
+    except (ArgumentError, ArgumentTypeError) as error:
+        raise type(error)(f"{name}: {error}") from None
 
 
 def noted(error: BaseException, note: str) -> BaseException:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from mmap_ninja import gather
-from mmap_ninja._storage.manifest import DENSE
+from mmap_ninja._storage.manifest import BYTES, DENSE, STRINGS
 from mmap_ninja._taking import Layout
 from mmap_ninja.base import Mmap, open_map
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError
@@ -21,6 +22,8 @@ from mmap_ninja.indexing import Positions, listed, positions
 from mmap_ninja.views import View
 
 Fields = Any  # a map, or a dict or tuple of `Fields`
+
+TEXTS = STRINGS, BYTES  # the kinds of maps whose samples are no arrays
 
 
 class Values:
@@ -92,10 +95,8 @@ def opened(source: Any, where: str = "source", mode: str = "r") -> Fields:
     is_masked = isinstance(source, np.ma.MaskedArray)
     if isinstance(source, np.ndarray) and source.ndim and not source.dtype.hasobject and not is_masked:
         return Values(source)
-    if isinstance(source, Mapping) and source:
-        return {key: opened(part, f"{where}[{key!r}]", mode) for key, part in source.items()}
-    if isinstance(source, tuple) and source:
-        return like(source, [opened(part, f"{where}[{k}]", mode) for k, part in enumerate(source)])
+    if isinstance(source, Mapping | tuple) and source:
+        return alike(source, {key: opened(part, f"{where}[{key!r}]", mode) for key, part in named_parts(source)})
     raise ArgumentTypeError(
         f"{where} is {source!r:.100}, expected a map, a view or the path of one, an array, or a dict or tuple of those"
     )
@@ -112,19 +113,24 @@ def leaves(fields: Fields, name: str = "source") -> Iterator[tuple[str, Any]]:
 
 def each(function: Callable[[Any], Any], fields: Fields) -> Any:
     """What the function makes of each map, in the same dicts and tuples."""
-    if isinstance(fields, dict):
-        return {key: each(function, part) for key, part in fields.items()}
-    if isinstance(fields, tuple):
-        return like(fields, [each(function, part) for part in fields])
-    return function(fields)
+    return each_part(partial(each, function), fields) if isinstance(fields, dict | tuple) else function(fields)
 
 
 def each_named(function: Callable[[str, Any], Any], fields: Fields, name: str = "source") -> Any:
     """The same of a function that also gets the name of each map, as an error calls it."""
     if isinstance(fields, dict | tuple):
-        made = {key: each_named(function, part, f"{name}[{key!r}]") for key, part in named_parts(fields)}
-        return made if isinstance(fields, dict) else like(fields, made.values())
+        return alike(fields, {key: each_named(function, part, f"{name}[{key!r}]") for key, part in named_parts(fields)})
     return function(name, fields)
+
+
+def each_part(function: Callable[[Any], Any], given: Mapping[Any, Any] | tuple[Any, ...]) -> Any:
+    """What the function makes of each part of one dict or tuple, as a dict or as a tuple of the same kind."""
+    return alike(given, {key: function(part) for key, part in named_parts(given)})
+
+
+def alike(given: Mapping[Any, Any] | tuple[Any, ...], parts: dict[Any, Any]) -> Any:
+    """The parts, by key or by number, as a dict, or as a tuple of the same kind as the one that was given."""
+    return parts if isinstance(given, Mapping) else like(given, parts.values())
 
 
 def like(given: tuple[Any, ...], parts: Iterable[Any]) -> tuple[Any, ...]:
@@ -144,6 +150,11 @@ def length(fields: Fields) -> int:
         found = ", ".join(f"{name} has {count}" for name, count in lengths.items())
         raise ArgumentError(f"samples side by side need maps of one length: {found}")
     return next(iter(lengths.values()))
+
+
+def is_ragged(one: Any) -> bool:
+    """Whether the samples of a map are arrays, as they are stored, that may differ in shape."""
+    return one.wrapper_fn is None and one.kind not in TEXTS and not hasattr(one, "sample_shape")
 
 
 def rows(parts: Any) -> Sequence[Any]:

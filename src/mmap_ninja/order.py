@@ -36,6 +36,13 @@ class ReaderShard:
         object.__setattr__(self, "index", integer("index", self.index, 0, self.count - 1))
 
 
+def checked_shard(shard: Any) -> ReaderShard:
+    """The same, if it is one. Raises `ArgumentTypeError`."""
+    if not isinstance(shard, ReaderShard):
+        raise ArgumentTypeError(f"shard is {shard!r}, expected a ReaderShard(index, count)")
+    return shard
+
+
 class Order(Progress):
     """Which samples come when: the batches of each epoch, as arrays of sample numbers, for one reader or for many.
 
@@ -95,9 +102,7 @@ class Order(Progress):
         self.shuffle: Final = boolean("shuffle", shuffle)
         self.seed: Final = integer("seed", seed, 0, LARGEST)
         self.drop_last: Final = boolean("drop_last", drop_last)
-        if not isinstance(shard, ReaderShard):
-            raise ArgumentTypeError(f"shard is {shard!r}, expected a ReaderShard(index, count)")
-        self.shard: Final = shard
+        self.shard: Final = checked_shard(shard)
         if self.batch_size % shard.count:
             below = self.batch_size - self.batch_size % shard.count
             sizes = f"{below} or {below + shard.count}" if below else f"{shard.count}"

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmap_ninja._taking import padding_value
-from mmap_ninja.errors import ArgumentError, ArgumentTypeError, SampleError
+from mmap_ninja.errors import ArgumentError, SampleError
 from mmap_ninja.gather import Array, Empty, Integers, Jagged
 from mmap_ninja.indexing import boolean, integer
-from mmap_ninja.order import Order, ReaderShard
+from mmap_ninja.order import Order, ReaderShard, checked_shard
 
 
 class Packed(NamedTuple):
@@ -125,8 +125,7 @@ class PackedOrder:
         shard: ReaderShard = ReaderShard(),  # noqa: B008 - it cannot be changed
     ) -> None:
         self._rows, self._length = integer("rows", rows, 1), integer("length", length, 1)
-        if not isinstance(shard, ReaderShard):
-            raise ArgumentTypeError(f"shard is {shard!r}, expected a ReaderShard(index, count)")
+        shard = checked_shard(shard)
         if self._rows % shard.count:
             raise ArgumentError(f"rows is {rows}, which {shard.count} readers cannot share evenly")
         lengths = np.asarray(lengths, np.int64)

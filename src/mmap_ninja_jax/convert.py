@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,14 +12,12 @@ import numpy as np
 
 from mmap_ninja import packing
 from mmap_ninja.buffers import empty, is_pooled
-from mmap_ninja.errors import ArgumentTypeError, SampleError, SampleTypeError
-from mmap_ninja.fields import Fields, leaves, like, named_parts
+from mmap_ninja.errors import ArgumentTypeError, SampleError, SampleTypeError, about
+from mmap_ninja.fields import TEXTS, Fields, each_part, leaves
 from mmap_ninja.gather import Jagged
 from mmap_ninja.gather import Padded as PaddedArrays
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-TEXTS = "strings", "bytes"  # the kinds of maps whose samples stay what they are
 
 
 class Padded(NamedTuple):
@@ -36,10 +34,8 @@ def check(fields: Fields) -> None:
     """Refuse maps whose samples JAX has no arrays for; warn of what it will round."""
     for name, field in leaves(fields):
         if field.wrapper_fn is None and field.kind not in TEXTS and field.dtype is not None:
-            try:
+            with about(name):
                 found = jax_dtype(field.dtype)
-            except ArgumentTypeError as error:
-                raise ArgumentTypeError(f"{name}: {error}") from None
             if found.kind in "fc" and found.itemsize < field.dtype.itemsize:
                 warnings.warn(
                     f"{name} is {field.dtype}, which becomes {found}, as JAX has it, unless jax_enable_x64 is set",
@@ -78,8 +74,7 @@ def host(value: Any) -> Any:
     if isinstance(value, Jagged):
         return _split(value)
     if isinstance(value, Mapping | tuple):
-        parts = {key: host(part) for key, part in named_parts(value)}
-        return parts if isinstance(value, Mapping) else like(value, parts.values())
+        return each_part(host, value)
     if isinstance(value, list):
         are_numbers = value and all(isinstance(one, bool | int | float | complex | np.generic) for one in value)
         return np.array(value) if are_numbers else [host(one) for one in value]
@@ -111,18 +106,15 @@ def packed(value: Any, **options: Any) -> Any:
     """Samples that lie end to end, in dicts and tuples, as rows."""
     if isinstance(value, Jagged):
         return packing.packed(value, empty=empty, **options)
-    parts = {key: packed(part, **options) for key, part in named_parts(value)}
-    return parts if isinstance(value, Mapping) else like(value, parts.values())
+    return each_part(partial(packed, **options), value)
 
 
 def each_array(function: Callable[[Array], Any], value: Any) -> Any:
     """The same with what the function makes of each array; all else stays as it is."""
     if isinstance(value, np.ndarray):
         return function(value)
-    if isinstance(value, Mapping):
-        return {key: each_array(function, part) for key, part in value.items()}
-    if isinstance(value, tuple):
-        return like(value, [each_array(function, part) for part in value])
+    if isinstance(value, Mapping | tuple):
+        return each_part(partial(each_array, function), value)
     return [each_array(function, part) for part in value] if isinstance(value, list) else value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,9 @@ import numpy as np
 from mmap_ninja import Padding
 from mmap_ninja.collate import PADDED, STACK, Layouts, Part
 from mmap_ninja.errors import ArgumentError
-from mmap_ninja.fields import Fields, each, leaves, like, named_parts
+from mmap_ninja.fields import TEXTS, Fields, each, each_part, is_ragged, leaves
 from mmap_ninja.indexing import integer
 from mmap_ninja.packing import PackedOrder, check_pad_value
-from mmap_ninja_jax.convert import TEXTS
 from mmap_ninja_jax.process import check_lists, check_shapes
 
 LIST, JAGGED, PACKED = "list", "jagged", "packed"
@@ -52,7 +52,7 @@ def of_stored(
     something else of them. Raises `ArgumentError` for samples that do not fit into buckets or onto devices.
     """
     stored = Layouts(layout, pad_value, PADDED, KNOWN).stored(fields)
-    layouts = each(_layout, stored)
+    layouts = each(attrgetter("gathered"), stored)
     if buckets is not None:
         _check_padded(layouts)
         stored = each(partial(_in_buckets, buckets), stored)
@@ -83,18 +83,11 @@ def _check_padded(layouts: Any) -> None:
         raise ArgumentError("buckets is for layout='padded'")
 
 
-def _layout(part: Part) -> str:
-    """That of the core for samples as they are stored: a list is made of one gather."""
-    layout: str = part.form.layout
-    return JAGGED if layout == LIST and part.source.wrapper_fn is None else layout
-
-
 def _lengths(fields: Fields) -> Any:
     """The length of each sample, the same in all parts. Raises `ArgumentError` for what cannot be packed."""
     found = None
     for name, field in leaves(fields):
-        is_ragged = field.wrapper_fn is None and field.kind not in TEXTS and not hasattr(field, "sample_shape")
-        shapes = field.shapes if is_ragged else np.empty((1, 0))
+        shapes = field.shapes if is_ragged(field) else np.empty((1, 0))
         if len(shapes) and (shapes.shape[1] != 1 or shapes.min() < 0):
             raise ArgumentError(f"{name} cannot be packed: its samples have to be stored ragged, with one axis each")
         if found is not None and not np.array_equal(found, field.lengths):
@@ -108,8 +101,7 @@ def _bucketed(buckets: Any, pad_value: Any) -> Any:
     if isinstance(pad_value, Padding):
         raise ArgumentError("buckets= and a Padding contradict each other: give Padding(buckets=...)")
     if isinstance(pad_value, Mapping | tuple):
-        parts = {key: _bucketed(buckets, part) for key, part in named_parts(pad_value)}
-        return parts if isinstance(pad_value, Mapping) else like(pad_value, parts.values())
+        return each_part(partial(_bucketed, buckets), pad_value)
     return Padding(pad_value, buckets=buckets)
 
 
@@ -145,9 +137,7 @@ def _check_even(part: Part) -> None:
 
 
 def _is_padded(part: Part) -> bool:
-    source = part.source
-    is_ragged = not hasattr(source, "sample_shape") and source.kind not in TEXTS
-    return is_ragged and part.form.layout == PADDED and source.wrapper_fn is None
+    return part.form.layout == PADDED and is_ragged(part.source)
 
 
 def _check_longest(part: Part) -> None:

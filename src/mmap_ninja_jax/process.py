@@ -10,16 +10,16 @@ import jax
 from mmap_ninja import ReaderShard
 from mmap_ninja.collate import Part
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, SampleError
-from mmap_ninja.fields import each, leaves
-from mmap_ninja_jax.convert import TEXTS, each_array, own
+from mmap_ninja.fields import TEXTS, each, leaves
+from mmap_ninja.order import checked_shard
+from mmap_ninja_jax.convert import each_array, own
 
 _LISTS = "layout='list' makes no arrays of whole batches, which sharding= divides"
 
 
 def reader(shard: Any, sharding: Any, batch_size: int) -> ReaderShard:
     """The `shard` that was given, else the part of each batch that the devices of this process hold."""
-    if shard is not None and not isinstance(shard, ReaderShard):
-        raise ArgumentTypeError(f"shard is {shard!r}, expected a ReaderShard(index, count)")
+    shard = None if shard is None else checked_shard(shard)
     if sharding is None:
         return shard or ReaderShard(jax.process_index(), jax.process_count())
     if not isinstance(sharding, jax.sharding.Sharding):

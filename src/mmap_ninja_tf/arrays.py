@@ -9,7 +9,7 @@ import numpy as np
 
 from mmap_ninja.buffers import copied, owned, root_of
 from mmap_ninja.errors import SampleTypeError
-from mmap_ninja.fields import like, named_parts
+from mmap_ninja.fields import each_part
 from mmap_ninja.gather import Padded
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -50,8 +50,7 @@ def plain(value: Any, *, with_lengths: bool, is_own: bool) -> Any:
         if isinstance(value, Padded):
             value = {"values": value.values, "lengths": value.lengths} if with_lengths else value.values
         if isinstance(value, Mapping | tuple):
-            parts = {key: each(part) for key, part in named_parts(value)}
-            return parts if isinstance(value, Mapping) else like(value, parts.values())
+            return each_part(each, value)
         return alone(as_array(value), roots, is_own=is_own)
 
     return each(value)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from mmap_ninja import Padding
 from mmap_ninja.collate import PADDED, STACK, Part
-from mmap_ninja.errors import ArgumentError, ArgumentTypeError
-from mmap_ninja.fields import leaves, like, named_parts
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError, about
+from mmap_ninja.fields import TEXTS, each_part, is_ragged, leaves
 from mmap_ninja.gather import Jagged, Padded
 from mmap_ninja_tf.arrays import as_array
 
-T = TypeVar("T")
 Signature = Any
-
-TEXTS = "strings", "bytes"  # the kinds of maps whose samples become tf.string
 
 
 def checked(signature: Any) -> Signature:
@@ -33,13 +30,14 @@ def checked(signature: Any) -> Signature:
 def of_stored(part: Part, count: int | None, *, with_lengths: bool) -> Signature:
     """That of `count` samples of a map, as they are stored. Raises `ArgumentError`, `ArgumentTypeError`."""
     one, source, layout = of_sample(part.name, part.source), part.source, part.form.layout
-    if hasattr(source, "sample_shape") or source.kind in TEXTS:
+    if not is_ragged(source):
         return tf.TensorSpec([count, *one.shape], one.dtype)
     if layout == STACK:
         return tf.TensorSpec([count, *_equal_axes(source, len(one.shape))], one.dtype)
     if layout == PADDED:
         padding = part.form.padding
-        _named(part.name, partial(source.take_padded, [], **vars(padding)))  # refuses options that do not fit them
+        with about(part.name):
+            source.take_padded([], **vars(padding))  # refuses options that do not fit them
         shape = _padded_shape(padding, one.shape.as_list())
         return _with_lengths(tf.TensorSpec([count, *shape], one.dtype), count, with_lengths)
     ragged_rank = sum(size is None for size in one.shape)  # the first axes, as `common_shape` has it
@@ -54,9 +52,9 @@ def of_sample(name: str, source: Any) -> tf.TensorSpec:
         return tf.TensorSpec([], tf.string)
     if source.dtype is None:
         raise ArgumentError(f"{name} has no samples and no dtype: give output_signature=")
-    dtype = _named(name, partial(dtype_of, source.dtype))
-    shape = source.sample_shape if hasattr(source, "sample_shape") else _named(name, partial(common_shape, source))
-    return tf.TensorSpec(shape, dtype)
+    with about(name):
+        shape = source.sample_shape if hasattr(source, "sample_shape") else common_shape(source)
+        return tf.TensorSpec(shape, dtype_of(source.dtype))
 
 
 def common_shape(source: Any) -> tuple[int | None, ...]:
@@ -68,12 +66,11 @@ def common_shape(source: Any) -> tuple[int | None, ...]:
     axes = axes_of(source)
     if axes < 2 or len(source) == 0:
         return (None,) * axes  # without a look at the index, which may be large
-    shapes = source.shapes
-    if shapes.min() < 0:
+    if source.shapes.min() < 0:
         raise ArgumentError("the samples differ in their number of axes, and those of a tensor have one number of them")
-    differ = [axis for axis in range(axes) if (shapes[:, axis] != shapes[0, axis]).any()]
-    first = max([0, *differ]) + 1
-    return (*(None,) * first, *shapes[0, first:].tolist())
+    equal = _equal_axes(source, axes)
+    first = max((axis for axis, size in enumerate(equal) if size is None), default=0) + 1
+    return (*(None,) * first, *equal[first:])
 
 
 def axes_of(source: Any) -> int:
@@ -94,7 +91,7 @@ def of_value(value: Any, count: int | None, *, with_lengths: bool) -> Signature:
         spec = tf.TensorSpec([count, *[None] * (value.values.ndim - 1)], dtype_of(value.values.dtype))
         return _with_lengths(spec, count, with_lengths)
     if isinstance(value, Mapping | tuple):
-        return _each_part(partial(of_value, count=count, with_lengths=with_lengths), value)
+        return each_part(partial(of_value, count=count, with_lengths=with_lengths), value)
     array = as_array(value)
     if array.ndim == 0:
         raise ArgumentTypeError(f"a batch is made of arrays with an axis for its samples, not of {value!r:.100}")
@@ -104,7 +101,7 @@ def of_value(value: Any, count: int | None, *, with_lengths: bool) -> Signature:
 def of_sample_value(value: Any) -> Signature:
     """That of a sample which a function has made: its own shape."""
     if isinstance(value, Mapping | tuple):
-        return _each_part(of_sample_value, value)
+        return each_part(of_sample_value, value)
     array = as_array(value)
     return tf.TensorSpec(array.shape, dtype_of(array.dtype))
 
@@ -146,11 +143,6 @@ def _equal_axes(source: Any, axes: int) -> list[int | None]:
     return [size if (shapes[:, axis] == size).all() else None for axis, size in enumerate(shapes[0].tolist())]
 
 
-def _each_part(function: Callable[[Any], Any], value: Any) -> Any:
-    parts = {key: function(part) for key, part in named_parts(value)}
-    return parts if isinstance(value, Mapping) else like(value, parts.values())
-
-
 def _spec(shape: Sequence[int | None], dtype: tf.DType, ragged_rank: int) -> tf.TypeSpec:
     if ragged_rank == 0:
         return tf.TensorSpec(shape, dtype)
@@ -165,11 +157,3 @@ def _padded_shape(padding: Padding, shape: Sequence[int | None]) -> list[int | N
     """The shape of padded samples, None where it depends on the batch."""
     short, long = (padding.shape(tuple(size if known is None else known for known in shape)) for size in (0, 1 << 40))
     return [one if one == other else None for one, other in zip(short, long, strict=True)]
-
-
-def _named(name: str, function: Callable[[], T]) -> T:
-    """What the function returns; its errors begin with the name."""
-    try:
-        return function()
-    except (ArgumentError, ArgumentTypeError) as error:
-        raise type(error)(f"{name}: {error}") from None

@@ -12,7 +12,7 @@ from mmap_ninja import Padding
 from mmap_ninja.buffers import empty
 from mmap_ninja.collate import Form, collated
 from mmap_ninja.errors import ArgumentTypeError, MmapNinjaError, noted
-from mmap_ninja.fields import like, named_parts
+from mmap_ninja.fields import alike, each_part, named_parts
 from mmap_ninja_torch import convert
 
 Collate = Callable[[Sequence[Any]], Any]
@@ -48,18 +48,14 @@ def pad_collate(
     """
 
     def padding(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: padding(part) for key, part in value.items()}
-        if isinstance(value, tuple):
-            return like(value, map(padding, value))
+        if isinstance(value, Mapping | tuple):
+            return each_part(padding, value)
         if isinstance(value, list):
             raise ArgumentTypeError("padding_value is a list; pad_collate makes a collate_fn: collate_fn=pad_collate()")
         return value if isinstance(value, Padding) else Padding(value, length, side, multiple_of, buckets)
 
     def layout(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: layout(part) for key, part in value.items()}
-        return like(value, map(layout, value)) if isinstance(value, tuple) else "padded"
+        return each_part(layout, value) if isinstance(value, Mapping | tuple) else "padded"
 
     return _Collate(Form(layout(padding_value), padding(padding_value), rest="stack"))
 
@@ -94,8 +90,8 @@ def list_collate(samples: Sequence[Any]) -> Any:
     """
     first = samples[0]
     if isinstance(first, Mapping | tuple):
-        parts = {key: list_collate([sample[key] for sample in samples]) for key, _ in named_parts(first)}
-        return parts if isinstance(first, Mapping) else like(first, parts.values())
+        keys = [key for key, _ in named_parts(first)]
+        return alike(first, {key: list_collate([sample[key] for sample in samples]) for key in keys})
     is_scalar = isinstance(first, np.generic)
     return convert.stacked([convert.sample(one) for one in samples] if is_scalar else list(samples))
 

@@ -11,15 +11,13 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from mmap_ninja.collate import Form
-from mmap_ninja.errors import ArgumentTypeError, SampleError
-from mmap_ninja.fields import Fields, like, named_parts
+from mmap_ninja.errors import ArgumentTypeError, SampleError, about
+from mmap_ninja.fields import TEXTS, Fields, alike, each_part, like, named_parts
 from mmap_ninja.fields import opened as fields_of
 from mmap_ninja.gather import Jagged
 from mmap_ninja.gather import Padded as PaddedArrays
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-TEXTS = "strings", "bytes"  # the kinds of maps whose samples stay what they are
 
 
 class Padded(NamedTuple):
@@ -114,10 +112,8 @@ def dtype_of(name: str, field: Any) -> np.dtype[Any] | None:
     if field.wrapper_fn is not None or field.kind in TEXTS:
         return None
     dtype: np.dtype[Any] = field.dtype
-    try:
+    with about(name):
         torch_dtype(dtype)
-    except ArgumentTypeError as error:
-        raise ArgumentTypeError(f"{name}: {error}") from None
     return dtype
 
 
@@ -125,11 +121,7 @@ def arrays(value: Any) -> Any:
     """The tensors in dicts and tuples as arrays of their memory."""
     if isinstance(value, Tensor):
         return _array(value)
-    if isinstance(value, Mapping):
-        return {key: arrays(part) for key, part in value.items()}
-    if isinstance(value, tuple):
-        return like(value, map(arrays, value))
-    return value
+    return each_part(arrays, value) if isinstance(value, Mapping | tuple) else value
 
 
 def _array(one: Tensor) -> Array:
@@ -160,8 +152,7 @@ def batch(value: Any, form: Form, known: dict[bytes, Tensor] | None = None) -> A
         return stacked(list(map(sample, value)))
     if isinstance(value, Mapping | tuple):
         keys = [key for key, _ in named_parts(value)]
-        parts = {key: batch(part, form.part(keys, key), known) for key, part in named_parts(value)}
-        return parts if isinstance(value, Mapping) else like(value, parts.values())
+        return alike(value, {key: batch(part, form.part(keys, key), known) for key, part in named_parts(value)})
     return value
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from mmap_ninja import buffers
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, IndexTypeError
-from mmap_ninja.fields import Fields, each, length, like, named_parts, rows
+from mmap_ninja.fields import Fields, alike, each, length, named_parts, rows
 from mmap_ninja.indexing import is_single
 from mmap_ninja_torch import convert
 
@@ -143,8 +143,9 @@ def _columns(name: str, fields: Fields, wrapper_fn: Any, is_copied: bool) -> Any
     given, parts = dict(named_parts(wrapper_fn or {})), dict(named_parts(fields))
     if unknown := [key for key in given if key not in parts]:
         raise ArgumentError(f"wrapper_fn has a function for {unknown[0]!r}, but the parts of source are {list(parts)}")
-    made = {key: _columns(f"{name}[{key!r}]", part, given.get(key), is_copied) for key, part in parts.items()}
-    return made if isinstance(fields, dict) else like(fields, made.values())
+    return alike(
+        fields, {key: _columns(f"{name}[{key!r}]", part, given.get(key), is_copied) for key, part in parts.items()}
+    )
 
 
 def _check_private(name: str, field: Any) -> None:

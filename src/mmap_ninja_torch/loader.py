@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any
 
 from mmap_ninja import Batches, ReaderShard
-from mmap_ninja.collate import Form, Part, parts
+from mmap_ninja.collate import Form, parts
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, StateError, noted
 from mmap_ninja.fields import each, each_named
 from mmap_ninja.indexing import integer
@@ -106,7 +107,7 @@ class MmapLoader:
         own = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed, "drop_last": drop_last, "shard": shard}
         self._batches = Batches(
             fields,
-            layout=each(_layout, parts(fields, form)) if transform is None else form.layout,
+            layout=each(attrgetter("gathered"), parts(fields, form)) if transform is None else form.layout,
             pad_value=padding_value,
             transform=None if transform is None else partial(_transformed, transform, dtypes),
             batch_transform=partial(_finished, batch_transform, form),
@@ -177,12 +178,6 @@ def _order(batch_sampler: Any, reader: Reader | None, own: dict[str, Any]) -> di
     if tuple(own.values()) != (None, False, 0, False, None):
         raise ArgumentError("batch_sampler says which samples make a batch: leave out what else would")
     return {"order": batch_sampler}
-
-
-def _layout(part: Part) -> str:
-    """That of the core for samples as they are stored: one gather serves for a list of tensors, too."""
-    layout: str = part.form.layout
-    return "jagged" if layout == "list" and part.source.wrapper_fn is None else layout
 
 
 def _transformed(function: Function, dtypes: Any, sample: Any) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import distributed
 
 from mmap_ninja import ReaderShard
-from mmap_ninja.errors import ArgumentError, ArgumentTypeError
+from mmap_ninja.errors import ArgumentError
+from mmap_ninja.order import checked_shard
 
 BATCH_SIZE_OF_STATES = "the batch_size of a state is that of all ranks together"
 
@@ -14,10 +15,8 @@ class Reader:
     """The reader that this process is: the `shard` that was given, else rank and world size of `torch.distributed`."""
 
     def __init__(self, given: ReaderShard | None) -> None:
-        if given is not None and not isinstance(given, ReaderShard):
-            raise ArgumentTypeError(f"shard is {given!r}, expected a ReaderShard(index, count)")
         self._is_given = given is not None
-        self.shard = _of_this_process() if given is None else given
+        self.shard = _of_this_process() if given is None else checked_shard(given)
 
     def check(self) -> None:
         """Refuse to go on as the reader that this process was before `torch.distributed` was initialised."""

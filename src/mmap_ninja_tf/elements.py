@@ -13,7 +13,7 @@ import tensorflow as tf
 from mmap_ninja import Batches, ReaderShard
 from mmap_ninja.collate import Layouts, Part
 from mmap_ninja.errors import ArgumentError
-from mmap_ninja.fields import Fields, each, each_named, leaves, length, rows
+from mmap_ninja.fields import Fields, each, each_named, is_ragged, leaves, length, rows
 from mmap_ninja_tf import signature as signatures
 from mmap_ninja_tf.columns import Columns
 from mmap_ninja_tf.convert import Conversion
@@ -21,6 +21,8 @@ from mmap_ninja_tf.epochs import Epochs
 from mmap_ninja_tf.layouts import check_lengths
 from mmap_ninja_tf.signature import Signature
 
+# Autograph would translate all that a function calls, from its source on the disk.
+_untranslated: Callable[[Callable[..., Any]], Callable[..., Any]] = tf.autograph.experimental.do_not_convert
 _GATHERING = 2  # threads that make batches, where no function of the user's runs in them
 _AT_ONCE = 256, 1 << 22  # samples, and bytes, that are read together where they are handed out one by one
 
@@ -79,6 +81,7 @@ class Batched:
         def begin() -> np.int64:
             return np.int64(_alive(held).epochs.begin())
 
+        @_untranslated
         def numbers(_: tf.Tensor) -> tf.data.Dataset:
             first = tf.numpy_function(begin, [], tf.int64)
             return tf.data.Dataset.range(first, first + count)
@@ -87,6 +90,7 @@ class Batched:
             own: Batched = _alive(held)
             return own.conversion.arrays(own.wanted.chosen(own.epochs.batch(int(number))))
 
+        @_untranslated
         def made(number: tf.Tensor) -> Any:
             tensors = tf.numpy_function(fetch, [number], dtypes)
             return conversion.packed(tf.nest.flatten(tensors))  # run eagerly, a single one is in no list
@@ -153,7 +157,7 @@ class Single:
         specs = signature if is_plain else tuple(conversion.specs)
         generated = tf.data.Dataset.from_generator(samples, output_signature=specs)
         counted = generated.apply(tf.data.experimental.assert_cardinality(self._length()))
-        return counted if is_plain else counted.map(lambda *tensors: conversion.packed(tensors))
+        return counted if is_plain else counted.map(_untranslated(lambda *tensors: conversion.packed(tensors)))
 
     def _length(self) -> int:
         """Samples of this reader in an epoch."""
@@ -192,9 +196,7 @@ def _at_once(fields: Fields) -> int:
 
 def _layout(source: Any) -> str:
     """That which keeps the dtype: in a list, scalars are those of Python."""
-    is_stored = source.wrapper_fn is None and source.kind not in signatures.TEXTS
-    is_scalar = is_stored and not hasattr(source, "sample_shape") and signatures.axes_of(source) == 0
-    return "stack" if is_scalar else "list"
+    return "stack" if is_ragged(source) and signatures.axes_of(source) == 0 else "list"
 
 
 def _of_source(name: str, source: Any) -> Signature:

@@ -183,13 +183,11 @@ PADDED: dict[str, tuple[dict[str, Any], Any]] = {  # to one shape in all process
     "to one bucket": (run("rows", shuffle=True, buckets=[8]), Padding(length=8)),
     "without a need": (run("even", shuffle=True), 0),
     "in both processes": (run("rows", GRID, ["model"], shuffle=True), 0),
+    "to the longest of the batch": (run("rows", shuffle=True), 0),
+    "to the longest on another axis": (run({"a": "labels", "b": "grids"}, length=[4, None]), Padding(length=(4, None))),
+    "to the bucket of the batch": (run("rows", shuffle=True, buckets=[2, 8]), Padding(buckets=(2, 8))),
 }
-NOT_PADDED = {
-    "rows": run("rows"),
-    "two axes": run({"a": "labels", "b": "grids"}, length=[4, None]),
-    "buckets": run("rows", buckets=[2, 8]),
-    "what is made": run("rows", transform="copy", layout="padded"),
-}
+NOT_PADDED = {"what is made": run("rows", transform="copy", layout="padded")}
 STOPPED = {"shuffle": True, "seed": 5, "stop": STOP}
 
 
@@ -201,7 +199,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, maps: Path) -> Result:
         **GLOBAL,
         **{f"padded {name}": told for name, (told, _) in PADDED.items()},
         **{f"not padded {name}": told for name, told in NOT_PADDED.items()},
-        "filled up": run("rows", drop_last=False, length=5),
+        "filled up": run("rows", drop_last=False),
         "stopped": run("labels", **STOPPED),
         "without a sharding": run(PAIRS, None, drop_last=False, epochs=2, shuffle=True),
         "texts": run("texts", None, drop_last=False),
@@ -228,7 +226,9 @@ def test_each_process_reads_what_its_devices_hold(two: Result, name: str, parts:
 @pytest.mark.parametrize("name", PADDED)
 def test_what_gets_one_shape_in_all_processes_is_padded(two: Result, maps: Path, name: str) -> None:
     told, pad_value = PADDED[name]
-    expected = epoch_of(maps / told["source"], SIZE, shuffle=True, drop_last=True, pad_value=pad_value)
+    names, shuffle = told["source"], told["options"].get("shuffle", False)
+    source = {key: maps / part for key, part in names.items()} if isinstance(names, dict) else maps / names
+    expected = epoch_of(source, SIZE, shuffle=shuffle, drop_last=True, pad_value=pad_value)
     check_batches(two, f"padded {name}", expected)
 
 
@@ -243,7 +243,7 @@ def test_what_each_process_would_pad_to_a_shape_of_its_own_is_refused(two: Resul
 def test_a_last_batch_that_is_filled_up_is_one_global_batch(two: Result, maps: Path) -> None:
     order = [[*range(8)], [*range(8, 16)], [*range(16, 23), 0]]  # with the sample that the epoch began with
     m = open_map(maps / "rows")
-    check_batches(two, "filled up", [m.take_padded(batch, length=5) for batch in order])
+    check_batches(two, "filled up", [m.take_padded(batch) for batch in order])
 
 
 def of_each(results: Result, name: str, leaf: int = 0, epoch: int = 0) -> list[list[list[Any]]]:

@@ -10,17 +10,17 @@ from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from mmap_ninja import buffers
 from mmap_ninja._ahead import NAME, PATIENCE, is_ours
-from mmap_ninja._storage.manifest import BYTES, DENSE, STRINGS
-from mmap_ninja._taking import JAGGED, LIST
+from mmap_ninja._storage.manifest import DENSE
+from mmap_ninja._taking import JAGGED, LIST, PaddedPart
 from mmap_ninja.collate import PADDED, Form, Part, collated, parts
 from mmap_ninja.errors import ArgumentTypeError, SampleError, noted
-from mmap_ninja.fields import Fields, each
+from mmap_ninja.fields import TEXTS, Fields, each
 from mmap_ninja.gather import Array, Empty, Jagged
 from mmap_ninja.indexing import Positions, integer
 
@@ -52,6 +52,13 @@ class Recipe:
             if not callable(function) and (function is not None or name == "empty"):
                 raise ArgumentTypeError(f"{name} is {function!r}, expected a function")
         integer("threads", self.threads, 1)
+
+
+class Among(NamedTuple):
+    """The samples of a whole batch, and which part of it is asked for."""
+
+    whole: Positions
+    part: slice
 
 
 class Stopped(Exception):
@@ -89,26 +96,26 @@ class Maker:
             begun = [future for future in self._begun if not future.cancelled()]  # those are never "done" for `wait`
             wait(begun, timeout=0 if is_ours() else PATIENCE)
 
-    def begin(self, indices: Positions) -> Made:
-        """Start on a batch; what is returned finishes it."""
+    def begin(self, indices: Positions, among: Among | None = None) -> Made:
+        """Start on a batch; what is returned finishes it. Stored samples are padded as the batch they are among."""
         recipe = self._recipe
         made: Made
         if recipe.transform is None:
-            made = partial(each, _call, each(partial(self._begin_part, indices), self._parts))
+            made = partial(each, _call, each(partial(self._begin_part, indices, among), self._parts))
         else:
             made = self._begin(partial(_transformed, recipe.transform, self._fields), indices, recipe.form)
         if recipe.batch_transform is None:
             return made
         return partial(_chained, recipe.batch_transform, made)
 
-    def _begin_part(self, indices: Positions, part: Part) -> Made:
+    def _begin_part(self, indices: Positions, among: Among | None, part: Part) -> Made:
         made: Made
         if part.source.wrapper_fn is not None:
             made = self._begin(part.source.__getitem__, indices, part.form)
         elif part.source.kind == DENSE:
             made = partial(self._dense, part.source, indices)
         else:
-            made = partial(_gathered, part.source, indices, part.form, self._recipe.empty)
+            made = partial(_gathered, part.source, indices, part.form, self._recipe.empty, among)
         return made if part.name == "source" else partial(_named, part.name, made)
 
     def _dense(self, one: Any, indices: Positions) -> Array:
@@ -220,10 +227,12 @@ def _fill(values: Array, one: Any, indices: Positions) -> None:
     one._gather(indices, LIST, lambda shape, _: values.reshape(shape))
 
 
-def _gathered(one: Any, indices: Positions, form: Form, empty: Empty) -> Any:
+def _gathered(one: Any, indices: Positions, form: Form, empty: Empty, among: Among | None) -> Any:
     """The stored samples of one map: of texts and bytes a list, in every layout."""
-    if one.kind in (STRINGS, BYTES) or form.layout == LIST:
+    if one.kind in TEXTS or form.layout == LIST:
         return one._gather(indices, LIST, empty)
+    if form.layout == PADDED and among is not None:
+        return one._gather(among.whole, PaddedPart(form.padding, among.part), empty)
     if form.layout == PADDED:
         return one._gather(indices, form.padding, empty)
     batch = one._gather(indices, JAGGED, empty)

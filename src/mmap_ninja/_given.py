@@ -15,7 +15,8 @@ class GivenOrder(Progress):
     """Any iterable of index arrays, one a batch, as an order of `n` samples.
 
     Each epoch goes through it from the start, after a call of its own `set_epoch(epoch)` if it has one; going on from
-    batch k passes over k of its batches. An iterator can be gone through once only.
+    batch k passes over k of its batches. An iterator can be gone through once only. If it has `may_be_empty`, batches
+    may have no samples; its `identity` is what the states of two of them have to agree on (`PackedOrder` has both).
     """
 
     _unit = "batches_seen"

@@ -76,14 +76,14 @@ class Padding:
             sizes[0] = self.buckets[min(at, len(self.buckets) - 1)]
         return tuple(sizes)
 
-    def gather(self, rows: Rows, empty: Empty = np.empty) -> Padded:
-        """These samples in one array."""
+    def gather(self, rows: Rows, empty: Empty = np.empty, part: slice | None = None) -> Padded:
+        """These samples in one array; or a part of them, padded as all of them are."""
         rows, pad = gather.regular(rows), padding_value(self.pad_value, rows.dtype)
         longest = rows.longest
         if not longest and len(rows.numbers) == 0:  # an empty map: its samples may have any number of axes
             longest = (0,) * self._axes()
             rows = replace(rows, shapes=np.zeros((0, len(longest)), np.int64))
-        return gather.padded(rows, self.shape(longest), pad, is_left=self.side == "left", empty=empty)
+        return gather.padded(rows, self.shape(longest), pad, is_left=self.side == "left", empty=empty, part=part)
 
     def _axes(self) -> int:
         """How many axes the options speak of."""
@@ -122,7 +122,19 @@ def _by_axis(name: str, option: Any, axes: int) -> tuple[int | None, ...]:
     return option
 
 
-Layout = str | Padding
+@dataclass(frozen=True)
+class PaddedPart:
+    """A part of the samples in one array, padded as all of them are: one reader's part of a batch."""
+
+    padding: Padding
+    part: slice
+
+    def gather(self, rows: Rows, empty: Empty = np.empty) -> Padded:
+        """The part of these samples."""
+        return self.padding.gather(rows, empty, self.part)
+
+
+Layout = str | Padding | PaddedPart
 
 
 class Taking(ABC):
@@ -146,7 +158,7 @@ class Taking(ABC):
 
     @abstractmethod
     def _gather(self, indices: Any, layout: Layout, empty: Empty = np.empty) -> Any:
-        """A list of samples, `Jagged` or `Padded`, in arrays that `empty` makes: `LIST`, `JAGGED` or a `Padding`.
+        """A list of samples, `Jagged` or `Padded`, in arrays that `empty` makes, by `LIST`, `JAGGED` or a padding.
 
         All of one state, whatever other threads do to the handle.
         """
@@ -217,7 +229,7 @@ class Indexed(Taking):
             return self._many(listed(indices))
         snapshot = self._opened()
         rows = self._rows(snapshot, positions(listed(indices), snapshot.length))
-        return layout.gather(rows, empty) if isinstance(layout, Padding) else gather.jagged(rows, empty)
+        return gather.jagged(rows, empty) if isinstance(layout, str) else layout.gather(rows, empty)
 
     def _rows(self, snapshot: Snapshot, found: Positions) -> Rows:
         """These samples, of which none reaches beyond the data."""

@@ -13,7 +13,7 @@ from mmap_ninja._grid import EvenGrid, Grid, Span, UnevenGrid
 from mmap_ninja._storage.index import Table
 from mmap_ninja._storage.manifest import BYTES, DENSE, STRINGS
 from mmap_ninja._storage.snapshot import Snapshot
-from mmap_ninja._taking import LIST, Layout, Padding
+from mmap_ninja._taking import LIST, Layout
 from mmap_ninja._view import View
 from mmap_ninja.base import Mmap
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapCorruptError, SampleIndexError
@@ -109,7 +109,7 @@ class Windows(View):
         if layout == LIST and shape is None:
             return list(self._each(found))
         rows = self._rows(self._opened(), found)
-        if isinstance(layout, Padding):
+        if not isinstance(layout, str):
             return layout.gather(rows, empty)
         jagged = gather.jagged(rows, empty)
         return jagged if layout != LIST or shape is None else jagged.values.reshape(len(found), *shape)

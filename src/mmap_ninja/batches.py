@@ -13,14 +13,14 @@ import numpy as np
 
 from mmap_ninja import buffers
 from mmap_ninja._ahead import Ahead
-from mmap_ninja._batch import Made, Maker, Recipe
+from mmap_ninja._batch import Among, Made, Maker, Recipe
 from mmap_ninja._given import GivenOrder
 from mmap_ninja._readahead import Warmth, advise_by_number, advised, check_readahead
-from mmap_ninja.collate import Form, parts
+from mmap_ninja.collate import PADDED, Form, Part, parts
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapChangedError, noted
 from mmap_ninja.fields import Fields, each, leaves, length, opened
 from mmap_ninja.gather import Array, Empty
-from mmap_ninja.indexing import Positions, integer
+from mmap_ninja.indexing import Positions, boolean, integer
 from mmap_ninja.order import Order, ReaderShard
 from mmap_ninja.pipeline import behind
 
@@ -58,6 +58,8 @@ class Batches:
             large; 0 for no thread.
         readahead: How many batches before its turn the kernel is told to read one from the disk; `"auto"` does so as
             long as the disk is read.
+        pad_globally: Whether `"padded"` goes by the longest sample of the whole batch, not of this reader's part of it,
+            so that all readers have one shape. Only for samples as they are stored, whose lengths are known.
         with_indices: Whether to get `(indices, batch)`: int64 `(b,)`, positions in the source.
         empty: Makes the arrays that are filled and handed out, in C order, as `np.empty(shape, dtype)` does; by default
             `buffers.empty`.
@@ -97,6 +99,7 @@ class Batches:
         threads: int = 1,
         prefetch: int = 2,
         readahead: int | str = "auto",
+        pad_globally: bool = False,
         with_indices: bool = False,
         empty: Empty = buffers.empty,
     ) -> None:
@@ -106,15 +109,16 @@ class Batches:
         self._prefetch = integer("prefetch", prefetch, 0, what="a number of batches")
         self._readahead = check_readahead(readahead)
         self._warmth = Warmth()
-        if not isinstance(with_indices, bool):
-            raise ArgumentTypeError(f"with_indices is {with_indices!r}, expected True or False")
-        self._with_indices = with_indices
+        self._with_indices = boolean("with_indices", with_indices)
+        self._pad_globally = boolean("pad_globally", pad_globally)
         self._fields = opened(source)
         self._length, self._origins = length(self._fields), _origins(self._fields)
         if transform is None:
             parts(self._fields, self._recipe.form)  # refuses what does not fit
         options = {"shuffle": shuffle, "seed": seed, "drop_last": drop_last, "shard": shard}
         self._order = _order(order, self._length, batch_size, options)
+        if pad_globally:
+            _check_globally(self._fields, self._recipe, self._order)
 
     def __len__(self) -> int:
         """Batches an epoch. Raises `TypeError` for an `order` that has no length."""
@@ -162,7 +166,7 @@ class Batches:
         ahead = self._readahead, self._warmth
         advise_by_number(partial(order.batch, epoch), len(order), k, partial(_will_need, fields), *ahead)
         with Maker(fields, replace(self._recipe, threads=1), threading.Event()) as maker:
-            batch = _finished(maker.begin(indices), epoch, k)
+            batch = _finished(maker.begin(indices, self._among(epoch, k)), epoch, k)
         return (indices, batch) if self._with_indices else batch
 
     def through(self, convert: Callable[[Iterator[Any]], Iterator[T]]) -> Iterator[T]:
@@ -201,6 +205,15 @@ class Batches:
             stopped.set()
             made.close()
 
+    def _among(self, epoch: int, k: int) -> Among | None:
+        """The batch of all readers that decides how long the part of this one is padded to, if one does."""
+        order = self._order
+        if not self._pad_globally or not isinstance(order, Order) or order.shard.count == 1:
+            return None
+        whole, index = order.whole_batch(epoch, k), order.shard.index
+        part = len(whole) // order.shard.count
+        return Among(whole, slice(index * part, (index + 1) * part))
+
     def _check(self, fields: Fields) -> None:
         """Refuse maps that are not those, or not as long, as when these batches were made."""
         for name, field in leaves(fields):
@@ -222,7 +235,7 @@ class Batches:
         with Maker(fields, self._recipe, stopped, is_helped=self._prefetch > 0) as maker:
             order, advise = self._order.batches(epoch, start), partial(_will_need, fields)
             batches = advised(order, advise, self._readahead, self._warmth, partial(_expect, fields))
-            begun = ((indices, maker.begin(indices)) for indices in batches)
+            begun = ((indices, maker.begin(indices, self._among(epoch, k))) for k, indices in enumerate(batches, start))
             # While one batch is finished, the threads are at the next one already.
             for indices, finish in behind(begun, min(self._recipe.threads - 1, 1)):
                 batch = _finished(finish, epoch, start)
@@ -254,6 +267,23 @@ def _finished(made: Made, epoch: int, k: int) -> Any:
         return made()
     except Exception as error:
         raise noted(error, f"while making batch {k} of epoch {epoch}")  # noqa: B904 - the same error, with a note
+
+
+def _check_globally(fields: Fields, recipe: Recipe, order: Any) -> None:
+    """Refuse to pad by a whole batch whose samples, or whose lengths, are not known."""
+    if not isinstance(order, Order):
+        raise ArgumentError("pad_globally= needs batches whose whole is known: give no order=, or an Order")
+    if recipe.transform is not None or any(_is_made(part) for _, part in leaves(parts(fields, recipe.form))):
+        raise ArgumentError(
+            "pad_globally= is for samples as they are stored: how long others become is known when functions have "
+            "made them; give pad_value=Padding(length=...)"
+        )
+
+
+def _is_made(part: Part) -> bool:
+    """Whether a function makes samples of unknown lengths, which are to be padded."""
+    form = part.form
+    return part.source.wrapper_fn is not None and form.layout == PADDED and form.padding.length is None
 
 
 def _pinned(field: Any) -> Any:

@@ -87,6 +87,10 @@ class Rows(ABC):
         """Fill an array of their dtype with all of them, end to end."""
         _write(values, len(self.sizes), self.parts)
 
+    def some(self, part: slice) -> Rows:
+        """A part of them."""
+        return replace(self, shapes=self.shapes[part], sizes=self.sizes[part], numbers=self.numbers[part])
+
     def joined(self, total: int, empty: Empty) -> Array:
         """The same as a new array of so many elements."""
         values = empty((total,), self.dtype)
@@ -112,6 +116,11 @@ class Slices(Rows):
         starts = np.zeros(len(sizes), np.int64)
         starts[1:] = sizes[:-1].cumsum()
         return cls(dtype, shapes, sizes, numbers, memoryview(b"".join(chunks)), starts)
+
+    def some(self, part: slice) -> Rows:
+        """A part of them."""
+        numbers, starts = self.numbers[part], self.starts[part]
+        return replace(self, shapes=self.shapes[part], sizes=self.sizes[part], numbers=numbers, starts=starts)
 
     def parts(self, first: int, stop: int) -> list[memoryview]:
         """Views of the data."""
@@ -193,14 +202,23 @@ def jagged(rows: Rows, empty: Empty = np.empty) -> Jagged:
     return Jagged(rows.joined(int(offsets[-1]), empty), offsets, rows.shapes)
 
 
-def padded(rows: Rows, shape: tuple[int, ...], pad: Array, *, is_left: bool = False, empty: Empty = np.empty) -> Padded:
+def padded(
+    rows: Rows,
+    shape: tuple[int, ...],
+    pad: Array,
+    *,
+    is_left: bool = False,
+    empty: Empty = np.empty,
+    part: slice | None = None,
+) -> Padded:
     """The samples in one array `(b, *shape)`, filled up with `pad`, a 0-d array of their dtype, on the right or left.
 
-    Raises `SampleError` for a sample that does not fit into `shape`.
+    Or a part of them. Raises `SampleError` for any sample that does not fit into `shape`.
     """
-    shapes, longest = rows.shapes, rows.longest
-    if any(map(gt, longest, shape)):
+    if any(map(gt, rows.longest, shape)):
         raise _too_long(rows, shape)
+    rows = rows if part is None else rows.some(part)
+    shapes = rows.shapes
     values = allocated(empty, (len(shapes), *shape), rows.dtype)
     if (shapes[:, 1:] == shape[1:]).all():
         _pad_ends(rows, pad, values, is_left)

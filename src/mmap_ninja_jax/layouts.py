@@ -12,7 +12,7 @@ import numpy as np
 
 from mmap_ninja import Padding
 from mmap_ninja.collate import PADDED, STACK, Layouts, Part
-from mmap_ninja.errors import ArgumentError
+from mmap_ninja.errors import ArgumentError, about
 from mmap_ninja.fields import TEXTS, Fields, each, each_part, is_ragged, leaves
 from mmap_ninja.indexing import integer
 from mmap_ninja.packing import PackedOrder, check_pad_value
@@ -22,7 +22,8 @@ LIST, JAGGED, PACKED = "list", "jagged", "packed"
 KNOWN = {name: name for name in (PADDED, LIST, STACK)}
 
 _UNEVEN = (
-    "each process would pad to the longest of its own samples: give pad_value=Padding(length=...), or layout='packed'"
+    "each process would pad to the longest of its own samples, as it does not know what functions make elsewhere: give "
+    "pad_value=Padding(length=...)"
 )
 
 
@@ -61,8 +62,9 @@ def of_stored(
         if is_final:
             check_shapes(sharding, stored, size)
         if is_shared:
-            each(_check_even, stored)
-    return {"layout": layouts, "pad_value": each(_pad_value, stored)}
+            each(_check_made, stored)
+    pad_globally = sharding is not None and is_shared
+    return {"layout": layouts, "pad_value": each(_pad_value, stored), "pad_globally": pad_globally}
 
 
 def of_made(layout: Any, pad_value: Any, buckets: Any, sharding: Any, *, is_shared: bool) -> dict[str, Any]:
@@ -123,17 +125,11 @@ def _check_fixed(layout: Any, pad_value: Any) -> None:
         raise ArgumentError(_UNEVEN)
 
 
-def _check_even(part: Part) -> None:
-    """Refuse padding that depends on the samples of a process: global arrays have one shape in all processes."""
+def _check_made(part: Part) -> None:
+    """Refuse padding that depends on what a function makes in a process: global arrays have one shape in all."""
     if part.source.wrapper_fn is not None:
-        _check_fixed(part.form.layout, part.form.pad_value)
-    if not _is_padded(part):
-        return
-    shapes = part.source.shapes
-    short, long = (part.form.padding.shape((size,) * shapes.shape[1]) for size in (0, 1 << 40))
-    for axis, (one, other) in enumerate(zip(short, long, strict=True)):
-        if one != other and (shapes[:, axis] != shapes[:1, axis]).any():
-            raise ArgumentError(f"{part.name}: {_UNEVEN}")
+        with about(part.name):
+            _check_fixed(part.form.layout, part.form.pad_value)
 
 
 def _is_padded(part: Part) -> bool:

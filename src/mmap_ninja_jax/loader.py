@@ -48,8 +48,8 @@ class MmapLoader:
             makes itself are copied once more: JAX must not look into memory that somebody else may write to.
         threads: How many threads call `transform` and `wrapper_fn`; the order stays.
         sharding: A `jax.sharding.Sharding` of the first axis, and of others if a batch has them: batches are global
-            arrays then, of which each process reads what its devices hold. What several processes pad has to get one
-            shape in all of them: `pad_value=Padding(length=...)`.
+            arrays then, of which each process reads what its devices hold. Several processes pad what functions make
+            to a given length only: `pad_value=Padding(length=...)`.
         prefetch: How many batches are gathered ahead; on GPU and TPU one more is on its way to the device.
         shard: Which reader this is, and of how many: `ReaderShard(index, count)`. By default the part that `sharding`
             says, without one that of `jax.process_index()` of `jax.process_count()`.

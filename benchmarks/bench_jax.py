@@ -7,10 +7,11 @@ copies as many bytes in the order in which they lie, a batch at once, into one b
 
 Over 0.9.0, a batch is `np.stack([x[i] for i in numbers])`, and that is given to `jnp.asarray` or `jax.device_put`; rows
 are copied into `np.zeros`. ArrayRecord is uncompressed, `group_size:1`, and read by `np.frombuffer`. Over a map, Grain
-gets the map and nothing else. It reads as it does if nothing is said (16 threads, 500 samples ahead), without threads,
-as its documentation recommends for what is in memory, or each of 2 threads makes a batch. Its rows are all filled up to
-the largest of the lengths, one by one. TFRecord is shuffled by a buffer of 1,024. Grain and tf.data go through `--slow`
-samples only, from which the time of an epoch is computed.
+gets the map and nothing else; in RAM it gets an array, or a list of arrays, and no source is faster. It reads as it
+does if nothing is said (16 threads, 500 samples ahead), without threads, as its documentation recommends for what is in
+memory, or each of 2 threads makes a batch. Its rows are all filled up to the largest of the lengths, one by one.
+TFRecord is shuffled by a buffer of 1,024. Grain and tf.data go through `--slow` samples only, from which the time of an
+epoch is computed.
 
 Compilations are those of a jitted step over one epoch of token rows, 8 a batch, of which the last one is incomplete.
 """
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from . import jax_stores
-from .harness import Rate, Report, Seconds, Times, arguments, at_least, medians, scratch, stopwatch
+from .harness import Rate, Report, Seconds, Times, arguments, medians, ratios, scratch, stopwatch
 from .jax_stores import (
     BATCH,
     BUCKETS,
@@ -39,6 +40,7 @@ from .jax_stores import (
     LOADERS,
     OLD_ROWS,
     OVER_MAP,
+    OVER_RAM,
     OVER_RECORDS,
     ROWS,
     STACK,
@@ -51,6 +53,7 @@ from .workers import OLD, Worker, started
 BYTES = {FIXED: 48_000, ROWS: 820}  # of a sample, on average
 FEW = 8  # rows a batch, where compilations are counted: the longest of them differs
 OVER_BOTH = [(OVER_MAP[reading], OVER_RECORDS[reading], 1.5) for reading in OVER_MAP]
+CEILING = [(OVER_RAM[reading], OVER_RECORDS[reading], None) for reading in OVER_RAM]  # what Grain itself takes
 REQUIRED = {  # how many times faster than what
     FIXED: [
         (LOADER, HOT, 0.5),
@@ -58,6 +61,7 @@ REQUIRED = {  # how many times faster than what
         (LOADER, STACK_PUT, 2),
         *((LOADER, label, 5) for label in OVER_RECORDS.values()),
         *OVER_BOTH,
+        *CEILING,
     ],
     ROWS: [
         (LOADER_ROWS, OLD_ROWS, None),
@@ -108,18 +112,7 @@ def report_rates(report: Report, workers: dict[str, Worker], folder: str, kind: 
         row |= {"of the memcpy": Times(seconds[HOT] / value)} if HOT in seconds else {"a row": Seconds(value)}
         rows.append(row)
     report.section(f"An epoch of {count:,} {kind}", rows)
-    report_required(report, kind, seconds)
-
-
-def report_required(report: Report, kind: str, seconds: dict[str, float]) -> None:
-    """The ratios that there are targets for."""
-    rows = []
-    for fast, slow, required in REQUIRED[kind]:
-        if fast in seconds and slow in seconds:
-            ratio = Times(seconds[slow] / seconds[fast])
-            verdict = "" if required is None else at_least(ratio, required, full_size=not report.args.quick)
-            rows.append({"how many times faster": fast, "than": slow, "measured": ratio, "required": verdict})
-    report.section(f"The same in ratios: {kind}", rows)
+    ratios(report, kind, seconds, REQUIRED[kind])
 
 
 def compilations(label: str, folder: str, count: int) -> tuple[int, int, float]:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from . import samples, stores, tf_stores
-from .harness import TIMES, Rate, Report, Seconds, Size, Times, arguments, at_least, medians, scratch, stopwatch
+from .harness import TIMES, Rate, Report, Seconds, Size, Times, arguments, medians, ratios, scratch, stopwatch
 from .tf_stores import BATCH, BATCHED, EACH, EACH_PADDED, FIXED, OTHERS, PADDED, RAM, ROWS, TEXTS, WAYS, look_at
 from .workers import OLD, OURS, Worker, started
 
@@ -34,7 +34,7 @@ BYTES = {FIXED: 48_000, ROWS: 820, TEXTS: 1_000}  # of a sample, on average
 WIDTH, CLASSES = 512, 10  # numbers of a row, for `fit`
 PAUSE = 0.2  # seconds
 MOST_GROWTH = 5e6  # bytes, from the first epoch to the last one: less than half a batch of images
-MOST_OF_RAM = 1.15
+MOST_OF_RAM, FIT_ROUNDS = 1.15, 3  # so many times as many rounds: one training takes a third longer than the next
 ARRAYS, DATASET, PY_DATASET = "arrays in RAM", "to_tf_dataset", "MmapPyDataset"
 REQUIRED = {  # how many times faster than what
     FIXED: [(BATCHED, EACH, 16), (BATCHED, RAM, 0.75)],
@@ -78,18 +78,7 @@ def report_rates(report: Report, workers: dict[str, Worker], folder: str, kind: 
             row["faster than 0.9.0"] = Times(seconds[EACH] / value)
         rows.append(row)
     report.section(f"An epoch of {count:,} {kind}", rows)
-    report_required(report, kind, seconds)
-
-
-def report_required(report: Report, kind: str, seconds: dict[str, float]) -> None:
-    """The ratios that there are targets for."""
-    rows = []
-    for fast, slow, required in REQUIRED[kind]:
-        if slow in seconds:
-            ratio = Times(seconds[slow] / seconds[fast])
-            verdict = "" if required is None else at_least(ratio, required, full_size=not report.args.quick)
-            rows.append({"how many times faster": fast, "than": slow, "measured": ratio, "required": verdict})
-    report.section(f"The same in ratios: {kind}", rows)
+    ratios(report, kind, seconds, REQUIRED[kind])
 
 
 @cache
@@ -133,7 +122,7 @@ def report_fit(report: Report, worker: Worker, folder: str) -> None:
     args = report.args
     ways = ARRAYS, DATASET, PY_DATASET
     measured = {label: partial(worker, seconds_a_fit, label, folder, args.fit_rows, args.fit_epochs) for label in ways}
-    seconds = medians(measured, args.rounds)
+    seconds = medians(measured, FIT_ROUNDS * args.rounds)
     rows = []
     for label, value in seconds.items():
         ratio = Times(value / seconds[ARRAYS])

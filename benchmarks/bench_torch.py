@@ -29,7 +29,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from . import samples, stores, torch_stores
-from .harness import TIMES, Rate, Report, Seconds, Size, Times, arguments, at_least, medians, scratch, stopwatch
+from .harness import TIMES, Rate, Report, Seconds, Size, Times, arguments, at_least, medians, ratios, scratch, stopwatch
 from .torch_stores import (
     BATCH,
     FIXED,
@@ -112,19 +112,7 @@ def report_rates(report: Report, workers: dict[str, Worker], folder: str, kind: 
             if other in seconds:
                 row["faster than 0.9.0"] = Times(seconds[other] / seconds[label])
     report.section(f"An epoch of {count:,} {kind}", rows)
-    report_required(report, kind, seconds)
-
-
-def report_required(report: Report, kind: str, seconds: dict[str, float]) -> None:
-    """The ratios that there are targets for."""
-    rows = []
-    for fast, slow, required in REQUIRED[kind]:
-        if fast in seconds and slow in seconds:
-            ratio = Times(seconds[slow] / seconds[fast])
-            verdict = "" if required is None else at_least(ratio, required, full_size=not report.args.quick)
-            rows.append({"how many times faster": fast, "than": slow, "measured": ratio, "required": verdict})
-    if rows:
-        report.section(f"The same in ratios: {kind}", rows)
+    ratios(report, kind, seconds, REQUIRED[kind])
 
 
 class ListOfBytes(torch.utils.data.Dataset):

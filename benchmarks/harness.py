@@ -161,6 +161,20 @@ def at_least(figure: float, least: float, *, full_size: bool = True) -> str:
     return f"at least {least:g} {TIMES}{verdict}"
 
 
+def ratios(
+    report: Report, kind: str, seconds: Mapping[str, float], required: Iterable[tuple[str, str, float | None]]
+) -> None:
+    """A table of how many times faster one way is than another, of those that were measured, and what is required."""
+    rows = []
+    for fast, slow, least in required:
+        if fast in seconds and slow in seconds:
+            ratio = Times(seconds[slow] / seconds[fast])
+            verdict = "" if least is None else at_least(ratio, least, full_size=not report.args.quick)
+            rows.append({"how many times faster": fast, "than": slow, "measured": ratio, "required": verdict})
+    if rows:
+        report.section(f"The same in ratios: {kind}", rows)
+
+
 class Seconds(float):
     """Shown with the unit that suits it."""
 

@@ -25,7 +25,7 @@ NUMBER = 8  # bytes
 FIXED, ROWS = "images", samples.TOKENS
 MAPS = {FIXED: samples.DENSE, ROWS: samples.TOKENS}  # the kind of map
 DTYPES = {FIXED: np.uint8, ROWS: np.uint16}
-RECORDS = "ArrayRecord"
+RECORDS, RAM = "ArrayRecord", "RAM"
 LOADERS, GRAIN, TF = "MmapLoader", "grain", "tf.data"  # processes: what one way leaves in memory is not for another
 
 Batch = Any
@@ -93,14 +93,14 @@ def in_bucket(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Grain:
-    """Grain's shuffled batches of a map, or of ArrayRecord: a record is the bytes of a sample, uncompressed."""
+    """Grain's shuffled batches of a map, of samples in RAM, or of ArrayRecord: the bytes of each, uncompressed."""
 
     def __init__(self, kind: str, folder: Path, count: int, *, over: str, reading: str) -> None:
         import grain
 
-        source = {OURS: map_source, RECORDS: records}[over](kind, folder, count)
+        source = {OURS: map_source, RAM: in_ram, RECORDS: records}[over](kind, folder, count)
         found = grain.MapDataset.source(source).shuffle(seed=1)
-        if over != OURS:
+        if over == RECORDS:
             found = found.map(decoder(kind))
         if kind == ROWS:
             found = found.map(filled_up)
@@ -125,6 +125,13 @@ READINGS: dict[str, Callable[[Any, Any], Any]] = {
 def map_source(kind: str, folder: Path, count: int) -> Any:
     """A map, as it is."""
     return stores.open_(MAPS[kind], map_of(kind, folder, count))
+
+
+@cache
+def in_ram(kind: str, folder: Path, count: int) -> Any:
+    """What reads faster than any file: an array, or a list of arrays."""
+    found = list(stored(kind, count))
+    return np.stack(found) if kind == FIXED else found
 
 
 @cache
@@ -186,13 +193,16 @@ STACK, STACK_PUT = "np.stack over 0.9.0, jnp.asarray", "np.stack over 0.9.0, dev
 LOADER_ROWS, OLD_ROWS = f"{LOADER}, buckets", "loop over 0.9.0, buckets"
 OVER_RECORDS = {reading: f"Grain over {RECORDS}, {reading}" for reading in READINGS}
 OVER_MAP = {reading: f"Grain over a map, {reading}" for reading in READINGS}
+OVER_RAM = {reading: f"Grain over samples in RAM, {reading}" for reading in READINGS}
 
 
 def grain_ways(reading: str) -> dict[str, Way]:
-    """The same settings over both."""
+    """The same settings over all three."""
+    labels = {RECORDS: OVER_RECORDS[reading], OURS: OVER_MAP[reading], RAM: OVER_RAM[reading]}
+    needs = "jax", "grain", "array_record"
     return {
-        label: Way(GRAIN, Grain, {"over": over, "reading": reading}, ("jax", "grain", "array_record"), is_slow=True)
-        for label, over in ((OVER_RECORDS[reading], RECORDS), (OVER_MAP[reading], OURS))
+        label: Way(GRAIN, Grain, {"over": over, "reading": reading}, needs, is_slow=True)
+        for over, label in labels.items()
     }
 
 

@@ -123,13 +123,11 @@ class Order(Progress):
             ArgumentTypeError: An argument is no integer.
             ArgumentError: The epoch has no such batch.
         """
-        whole = self._positions(k)
-        part = len(whole) // self.shard.count
-        return self._samples(integer("epoch", epoch, 0, LARGEST), whole[self.shard.index * part :][:part])
+        return self._samples(integer("epoch", epoch, 0, LARGEST), self._positions(k, self.shard.index, 1))
 
     def whole_batch(self, epoch: int, k: int) -> Int64s:
         """Batch `k` of an epoch of all readers: their parts end to end, as `batch` gives one of them."""
-        return self._samples(integer("epoch", epoch, 0, LARGEST), self._positions(k))
+        return self._samples(integer("epoch", epoch, 0, LARGEST), self._positions(k, 0, self.shard.count))
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Int64s]:
         """The batches of an epoch from number `start` on, as `batch` gives them. The position of the order stays.
@@ -168,13 +166,17 @@ class Order(Progress):
     def _is_over(self, batch: int) -> bool:
         return batch >= len(self)
 
-    def _positions(self, k: int) -> Int64s:
-        """Where in an epoch the samples of a batch of all readers stand."""
-        if integer("k", k, 0) >= len(self):
+    def _positions(self, k: int, reader: int, count: int) -> Int64s:
+        """Where in an epoch the samples of batch `k` stand that `count` readers get, from number `reader` on."""
+        k = integer("k", k, 0)
+        if k >= len(self):
             raise ArgumentError(f"k is {k}, but an epoch has {len(self)} batches")
-        first, count = k * self.batch_size, self.shard.count
-        size = -(-min(self.batch_size, self.n - first) // count) * count
-        return np.arange(first, first + size, dtype=np.int64) % self.n
+        part = -(-min(self.batch_size, self.n - k * self.batch_size) // self.shard.count)
+        first = (k * self.batch_size + reader * part) % self.n
+        positions = np.arange(first, first + count * part, dtype=np.int64)
+        if first + count * part > self.n:
+            positions %= self.n
+        return positions
 
     def _blocks(self, epoch: int, k: int) -> Iterator[Int64s]:
         complete, part = self.n // self.batch_size, self.batch_size // self.shard.count

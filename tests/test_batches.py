@@ -275,6 +275,17 @@ def test_a_batch_by_its_number_is_of_the_map_that_was_opened(tmp_path: Path, cha
         batches.batch(0, 0)
 
 
+def test_batches_by_number_of_one_epoch_are_of_one_state(tmp_path: Path) -> None:
+    batches = Batches(DenseMmap.from_ndarray(tmp_path / "m", DENSE), 5)
+    batches.batch(0, 0)
+    DenseMmap.from_ndarray(tmp_path / "m", DENSE + 1)
+    np.testing.assert_array_equal(batches.batch(0, 1), DENSE[5:10])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(Batches(tmp_path / "m", 5))).batch(0, 1), DENSE[5:10] + 1)
+    for _ in range(2):
+        with pytest.raises(MapChangedError, match="open it again"):
+            batches.batch(1, 0)
+
+
 @pytest.mark.parametrize(
     "made",
     [

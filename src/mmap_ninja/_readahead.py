@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError
@@ -55,7 +56,7 @@ def advised(
 
     def advise(indices: Any) -> Any:
         nonlocal is_random
-        _advise(will_need, ahead, warmth, indices)
+        _advise(will_need, ahead, warmth, lambda: indices)
         if is_random != (ahead is not None or warmth.is_cold):
             is_random = not is_random
             expect(is_random)
@@ -83,13 +84,13 @@ def advise_by_number(
     distance = _AUTO if ahead is None else ahead
     if distance:
         for later in range(k + distance if k else 0, min(k + distance + 1, count)):
-            _advise(will_need, ahead, warmth, batch(later))
+            _advise(will_need, ahead, warmth, partial(batch, later))
 
 
-def _advise(will_need: Callable[[Any], object], ahead: int | None, warmth: Warmth, indices: Any) -> None:
-    wanted = indices if ahead is not None else warmth.wanted(indices)
-    if len(wanted):
-        will_need(wanted)
+def _advise(will_need: Callable[[Any], object], ahead: int | None, warmth: Warmth, indices: Callable[[], Any]) -> None:
+    most = warmth.wanted() if ahead is None else None
+    if most != 0:
+        will_need(indices()[:most])
 
 
 class Warmth:
@@ -111,15 +112,15 @@ class Warmth:
         """Count the reads of the thread that calls, and of no other one."""
         self._reads = {threading.get_ident(): _reads_of_this_thread()}
 
-    def wanted(self, indices: Any) -> Any:
-        """What to advise of the next batch: all, or nothing, or a few samples to see whether they are read."""
+    def wanted(self) -> int | None:
+        """How many samples of the next batch to advise of: None for all, 0, or a few to see whether they are read."""
         thread, reads = threading.get_ident(), _reads_of_this_thread()
         before = self._reads.get(thread, reads)
         self._reads[thread] = reads
         self._quiet = self._quiet + 1 if reads is not None and reads == before else 0
         if self._quiet < _QUIET:
-            return indices
-        return indices[: _SAMPLE if self._quiet % _PROBE == 0 else 0]
+            return None
+        return _SAMPLE if self._quiet % _PROBE == 0 else 0
 
 
 def _reads_of_this_thread() -> int | None:

@@ -117,6 +117,7 @@ class Batches:
             parts(self._fields, self._recipe.form)  # refuses what does not fit
         options = {"shuffle": shuffle, "seed": seed, "drop_last": drop_last, "shard": shard}
         self._order = _order(order, self._length, batch_size, options)
+        self._by_number: tuple[int, Fields, Maker] | None = None
         if pad_globally:
             _check_globally(self._fields, self._recipe, self._order)
 
@@ -155,18 +156,17 @@ class Batches:
     def batch(self, epoch: int, k: int) -> Any:
         """Batch `k` of an epoch, made in the thread that calls; the position stays.
 
-        For loaders that ask for batches by number, from any threads of their own. Raises `ArgumentError` where there
+        For loaders that ask for batches by number, from any threads of their own. Whether the maps are still those
+        is looked at where the epoch is another one than that of the batch before. Raises `ArgumentError` where there
         is no such batch, or for an `order` that was given, and what iterating raises.
         """
         order = self._order
         if not isinstance(order, Order):
             raise ArgumentError("batches of an order that was given have no number: iterate")
-        indices, fields = order.batch(epoch, k), each(_pinned, self._fields)
-        self._check(fields)
+        indices, (fields, maker) = order.batch(epoch, k), self._opened(epoch)
         ahead = self._readahead, self._warmth
         advise_by_number(partial(order.batch, epoch), len(order), k, partial(_will_need, fields), *ahead)
-        with Maker(fields, replace(self._recipe, threads=1), threading.Event()) as maker:
-            batch = _finished(maker.begin(indices, self._among(epoch, k)), epoch, k)
+        batch = _finished(maker.begin(indices, self._among(epoch, k)), epoch, k)
         return (indices, batch) if self._with_indices else batch
 
     def through(self, convert: Callable[[Iterator[Any]], Iterator[T]]) -> Iterator[T]:
@@ -204,6 +204,19 @@ class Batches:
         finally:
             stopped.set()
             made.close()
+
+    def _opened(self, epoch: int) -> tuple[Fields, Maker]:
+        """The maps as they were when a batch of this epoch was asked for after one of another, and what reads them."""
+        opened = self._by_number  # read once: other threads may ask for other epochs
+        if opened is None or opened[0] != epoch:
+            fields = each(_pinned, self._fields)
+            self._check(fields)
+            maker = Maker(fields, replace(self._recipe, threads=1), threading.Event())
+            self._by_number = opened = epoch, fields, maker
+        return opened[1:]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_by_number": None}
 
     def _among(self, epoch: int, k: int) -> Among | None:
         """The batch of all readers that decides how long the part of this one is padded to, if one does."""

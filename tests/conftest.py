@@ -3,8 +3,10 @@
 import pytest
 
 pytest.register_assert_rewrite(
+    "adapter_data",
     "contracts",
     "changes",
+    "example_runs",
     "fuzz",
     "jax_data",
     "maps_of_0_9",

@@ -16,12 +16,13 @@ import pytest
 
 jax = pytest.importorskip("jax", reason="the adapter for JAX needs it")
 
-import jax_data  # noqa: E402
-from jax_data import DENSE, NARROW, TEXTS, epoch_of, plain  # noqa: E402
+import adapter_data  # noqa: E402
+from adapter_data import DENSE, TEXTS  # noqa: E402
+from jax_data import NARROW, epoch_of, plain  # noqa: E402
 from mmap_ninja import DenseMmap, Padding, open_map  # noqa: E402
 from mmap_ninja_jax import MmapLoader  # noqa: E402
 
-maps = jax_data.maps
+maps = adapter_data.maps
 Result = list[dict[str, Any]]  # what each process tells, by the name of the run
 
 SIZE, STOP = 8, 1  # samples in a global batch, and batches after which a run is left

@@ -15,7 +15,8 @@ import pytest
 
 jax = pytest.importorskip("jax", reason="the adapter for JAX needs it")
 
-from jax_data import DENSE, check_all, check_same, epoch_of  # noqa: E402
+from adapter_data import DENSE  # noqa: E402
+from jax_data import check_all, check_same, epoch_of  # noqa: E402
 from mmap_ninja import RaggedMmap, open_map  # noqa: E402
 from mmap_ninja.errors import ArgumentTypeError, SampleError, SampleTypeError  # noqa: E402
 from mmap_ninja_jax import MmapLoader  # noqa: E402

@@ -12,13 +12,14 @@ import pytest
 
 jax = pytest.importorskip("jax", reason="the adapter for JAX needs it")
 
-import jax_data  # noqa: E402
-from jax_data import COUNT, ROWS, SIZE, check_all, check_same, epoch_of, plain  # noqa: E402
+import adapter_data  # noqa: E402
+from adapter_data import COUNT, ROWS, SIZE  # noqa: E402
+from jax_data import check_all, check_same, epoch_of, plain  # noqa: E402
 from mmap_ninja import ReaderShard  # noqa: E402
 from mmap_ninja.errors import StateError  # noqa: E402
 from mmap_ninja_jax import MmapLoader  # noqa: E402
 
-maps = jax_data.maps
+maps = adapter_data.maps
 
 # --- epochs
 

@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+import example_runs
+from example_runs import EXAMPLES, accuracies, losses, weights
 
 jax = pytest.importorskip("jax", reason="the adapter for JAX needs it")
 pytest.importorskip("optax", reason="the examples learn with it")
 
 pytestmark = pytest.mark.long  # minutes on two cores; `make test-long` runs them
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-ON_CPU = {**os.environ, "JAX_PLATFORMS": "cpu"}
-
-
-def run(script: str, *args: object) -> str:
-    """What an example prints; it has to end well."""
-    command = [sys.executable, str(EXAMPLES / script), *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=ON_CPU)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-def accuracies(printed: str) -> list[float]:
-    """Per cent, after each epoch."""
-    return [float(found) for found in re.findall(r"validation accuracy ([\d.]+)%", printed)]
-
-
-def losses(printed: str) -> list[float]:
-    """Of each epoch."""
-    return [float(found) for found in re.findall(r"loss ([\d.]+)", printed)]
-
-
-def weights(folder: Path) -> list[np.ndarray]:
-    """What a run has ended with."""
-    with np.load(folder / "weights.npz") as file:
-        return [file[name] for name in file.files]
+run = partial(example_runs.run, JAX_PLATFORMS="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,13 @@ from absl import flags  # noqa: E402
 from grain._src.python.dataset import base  # noqa: E402 - where the protocol of batched reads is
 from grain._src.python.dataset.transformations import batch as grain_batch  # noqa: E402
 
-import jax_data  # noqa: E402
-from jax_data import COUNT, NAMES, SIZE, plain  # noqa: E402
+import adapter_data  # noqa: E402
+from adapter_data import COUNT, NAMES, SIZE  # noqa: E402
+from jax_data import plain  # noqa: E402
 from mmap_ninja import DenseMmap, RaggedMmap, open_map, select, split, windows  # noqa: E402
 from mmap_ninja_jax import MmapLoader  # noqa: E402
 
-maps = jax_data.maps
+maps = adapter_data.maps
 
 MAPS: dict[str, Callable[[Path], Any]] = {
     **{name: lambda maps, name=name: open_map(maps / name) for name in NAMES},
@@ -125,7 +126,7 @@ def test_a_dataset_of_ragged_rows_is_padded_in_a_batch_fn(maps: Path) -> None:
         return np.stack([np.pad(row, (0, 5 - len(row))) for row in rows])
 
     found = list(grain.MapDataset.source(open_map(maps / "rows")).batch(SIZE, batch_fn=pad))
-    expected = [np.pad(row, (0, 5 - len(row))) for row in jax_data.ROWS]
+    expected = [np.pad(row, (0, 5 - len(row))) for row in adapter_data.ROWS]
     assert np.concatenate(found).tolist() == np.stack(expected).tolist()
 
 

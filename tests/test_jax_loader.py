@@ -14,19 +14,9 @@ jax = pytest.importorskip("jax", reason="the adapter for JAX needs it")
 
 import jax.numpy as jnp  # noqa: E402
 
-import jax_data  # noqa: E402
-from jax_data import (  # noqa: E402
-    COUNT,
-    ROWS,
-    SIZE,
-    SOURCES,
-    Pair,
-    check_all,
-    check_same,
-    epoch_of,
-    every_source,
-    notes,
-)
+import adapter_data  # noqa: E402
+from adapter_data import COUNT, ROWS, SIZE, SOURCES, Pair  # noqa: E402
+from jax_data import check_all, check_same, epoch_of, every_source, notes  # noqa: E402
 from mmap_ninja import Padding, RaggedMmap, ReaderShard, open_map  # noqa: E402
 from mmap_ninja.errors import (  # noqa: E402
     ArgumentError,
@@ -37,7 +27,7 @@ from mmap_ninja.errors import (  # noqa: E402
 )
 from mmap_ninja_jax import MmapLoader, Padded  # noqa: E402
 
-maps = jax_data.maps
+maps = adapter_data.maps
 Make = Callable[[Path], Any]
 
 # --- layouts

@@ -18,7 +18,8 @@ jax = pytest.importorskip("jax", reason="the adapter for JAX needs it")
 
 import jax.numpy as jnp  # noqa: E402
 
-from jax_data import Pair, check_same, plain  # noqa: E402
+from adapter_data import Pair  # noqa: E402
+from jax_data import check_same, plain  # noqa: E402
 from mmap_ninja import Padding, RaggedMmap, ReaderShard, StringsMmap, open_map, select, split  # noqa: E402
 from mmap_ninja import packing as core  # noqa: E402
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, SampleError, StateError  # noqa: E402

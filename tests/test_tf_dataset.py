@@ -12,18 +12,13 @@ import pytest
 
 tf = pytest.importorskip("tensorflow", reason="the adapter for TensorFlow needs it")
 
-import tf_data  # noqa: E402
+import adapter_data  # noqa: E402
+from adapter_data import COUNT, DENSE, RAGGED, SIZE, TEXTS, Pair  # noqa: E402
 from mmap_ninja import Batches, DenseMmap, Padding, RaggedMmap, ReaderShard, open_map  # noqa: E402
 from mmap_ninja.fields import rows  # noqa: E402
 from mmap_ninja_tf import to_tf_dataset  # noqa: E402
 from tf_data import (  # noqa: E402
-    COUNT,
-    DENSE,
-    RAGGED,
-    SIZE,
     SOURCES,
-    TEXTS,
-    Pair,
     check_all,
     check_array,
     check_same,
@@ -32,7 +27,7 @@ from tf_data import (  # noqa: E402
     every_source,
 )
 
-maps = tf_data.maps
+maps = adapter_data.maps
 Make = Callable[[Path], Any]
 
 # -- batches ---------------------------------------------------------------------------------------------------------

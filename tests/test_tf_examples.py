@@ -3,45 +3,21 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import example_runs
+from example_runs import EXAMPLES, accuracies, losses, weights
+
 pytest.importorskip("tensorflow", reason="the adapter for TensorFlow needs it")
 
 pytestmark = pytest.mark.long  # minutes on two cores; `make test-long` runs them
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-QUIET = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
-
-
-def run(script: str, *args: object) -> str:
-    """What an example prints; it has to end well."""
-    command = [sys.executable, str(EXAMPLES / script), *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=QUIET)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-def accuracies(printed: str) -> list[float]:
-    """Per cent, after each epoch."""
-    return [float(found) for found in re.findall(r"validation accuracy ([\d.]+)%", printed)]
-
-
-def losses(printed: str) -> list[float]:
-    """Of each epoch."""
-    return [float(found) for found in re.findall(r"loss ([\d.]+)", printed)]
-
-
-def weights(folder: Path) -> list[np.ndarray]:
-    """What a run has ended with."""
-    with np.load(folder / "weights.npz") as file:
-        return [file[name] for name in file.files]
+run = partial(example_runs.run, TF_CPP_MIN_LOG_LEVEL="3", KERAS_BACKEND="tensorflow")
 
 
 def test_a_run_stopped_in_an_epoch_goes_on_to_the_weights_of_one_that_was_not(tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ import pytest
 
 tf = pytest.importorskip("tensorflow", reason="the adapter for TensorFlow needs it")
 
-import tf_data  # noqa: E402
+import adapter_data  # noqa: E402
+from adapter_data import COUNT, ROWS, SIZE  # noqa: E402
 from mmap_ninja import DenseMmap, Order, RaggedMmap, open_map  # noqa: E402
 from mmap_ninja_tf import to_tf_dataset  # noqa: E402
-from tf_data import COUNT, ROWS, SIZE, check_same, epoch_of  # noqa: E402
+from tf_data import check_same, epoch_of  # noqa: E402
 
-maps = tf_data.maps
+maps = adapter_data.maps
 
 N = 10
 NUMBERS = np.arange(N)
@@ -118,7 +119,7 @@ def test_ragged_batches_can_be_taken_apart_and_cached(maps: Path, name: str) -> 
         sample.to_list() if isinstance(sample, tf.RaggedTensor) else sample.numpy().tolist()
         for sample in batches.unbatch()
     ]
-    assert apart == [sample.tolist() for sample in tf_data.RAGGED[name]]
+    assert apart == [sample.tolist() for sample in adapter_data.RAGGED[name]]
     cached = batches.cache()
     for _ in range(2):
         assert [row for batch in cached for row in batch.to_list()] == apart

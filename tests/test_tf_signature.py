@@ -11,7 +11,8 @@ import pytest
 
 tf = pytest.importorskip("tensorflow", reason="the adapter for TensorFlow needs it")
 
-import tf_data  # noqa: E402
+import adapter_data  # noqa: E402
+from adapter_data import COUNT, DENSE, ROWS, SIZE, Pair  # noqa: E402
 from mmap_ninja import DenseMmap, Padding, RaggedMmap, ReaderShard, StringsMmap, open_map  # noqa: E402
 from mmap_ninja.errors import (  # noqa: E402
     ArgumentError,
@@ -21,9 +22,9 @@ from mmap_ninja.errors import (  # noqa: E402
     SampleTypeError,
 )
 from mmap_ninja_tf import to_tf_dataset  # noqa: E402
-from tf_data import COUNT, DENSE, ROWS, SIZE, Pair, check_all, check_same, epoch_of  # noqa: E402
+from tf_data import check_all, check_same, epoch_of  # noqa: E402
 
-maps = tf_data.maps
+maps = adapter_data.maps
 
 
 def tensor(dtype: Any, *shape: int | None) -> Any:
@@ -38,7 +39,8 @@ def ragged(dtype: Any, rank: int, *shape: int | None) -> Any:
 
 STORED: dict[str, tuple[str, int, list[int | None]]] = {  # the dtype, the axes that are ragged, and the shape
     "rows": ("int32", 1, [None]),
-    "big rows": ("int32", 1, [None]),
+    "big rows": ("int16", 1, [None]),
+    "long rows": ("int64", 1, [None]),
     "halves": ("bfloat16", 1, [None]),
     "clips": ("float32", 1, [None, 3]),
     "grids": ("float32", 2, [None, None]),

@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import example_runs
+from example_runs import EXAMPLES, accuracies, losses
+
 torch = pytest.importorskip("torch", reason="the adapter for PyTorch needs it")
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+run = partial(example_runs.run, OMP_NUM_THREADS="1")
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def run(script: str, *args: object, by: list[str] | None = None, timeout: float = 120) -> str:
-    """What an example prints; it has to end well."""
-    command = [sys.executable, *(by or []), str(EXAMPLES / script), *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=ONE_THREAD)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-def accuracies(printed: str) -> list[float]:
-    """Per cent, after each epoch."""
-    return [float(found) for found in re.findall(r"validation accuracy ([\d.]+)%", printed)]
-
-
-def losses(printed: str) -> list[float]:
-    """Of each epoch."""
-    return [float(found) for found in re.findall(r"loss ([\d.]+)", printed)]
 
 
 def assert_same_weights(folder: Path, expected: Path) -> None:

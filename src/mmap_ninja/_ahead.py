@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Generator
 from contextlib import suppress
 from queue import Empty, SimpleQueue
+from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -16,6 +17,10 @@ T = TypeVar("T")
 NAME = "mmap_ninja"  # of all threads that are ours, or the beginning of their names
 PATIENCE = 1.0  # seconds
 _END = object()
+
+
+class Retired(Exception):
+    """The thread makes no more items: whoever takes them goes on with the generator himself."""
 
 
 def is_ours() -> bool:
@@ -35,7 +40,8 @@ class _Channel(Generic[T]):
         self._room: SimpleQueue[None] = SimpleQueue()  # one for each item that may be made
         for _ in range(most + 1):  # while `most` are ready, the next one is made
             self._room.put(None)
-        self.is_orphan = self.is_over = False
+        self.is_orphan = self.is_over = self.is_retiring = False
+        self.making = 0.0  # seconds, of the last item
         self._error: BaseException | None = None
 
     def fill(self) -> None:
@@ -44,7 +50,8 @@ class _Channel(Generic[T]):
             try:
                 self._fill()
             finally:
-                self._items.close()  # it lets go in the thread that has run it
+                if not isinstance(self._error, Retired):
+                    self._items.close()  # it lets go in the thread that has run it
         except BaseException as error:
             self._error = error
         finally:
@@ -53,9 +60,14 @@ class _Channel(Generic[T]):
     def _fill(self) -> None:
         while True:
             self._room.get()
+            if self.is_retiring and not self._stopped.is_set():
+                self._error = Retired()
+                return
+            started = perf_counter()
             item = _END if self._stopped.is_set() else next(self._items, _END)
             if item is _END or self._stopped.is_set():
                 return
+            self.making = perf_counter() - started
             self._ready.put(item)
             del item  # the one who takes it may be the last to hold it
 
@@ -76,6 +88,10 @@ class _Channel(Generic[T]):
         self._error = RuntimeError("the thread that makes items ahead is in the process that this one was forked from")
         self._ready, self._room = SimpleQueue(), SimpleQueue()
         self._ready.put(_END)
+
+    def retire(self) -> None:
+        self.is_retiring = True
+        self._room.put(None)
 
     def stop(self) -> None:
         self._stopped.set()
@@ -106,6 +122,15 @@ class Ahead(Generic[T]):
 
     def __next__(self) -> T:
         return self._channel.get()
+
+    @property
+    def making(self) -> float:
+        """Seconds that an item took that was made not long ago."""
+        return self._channel.making
+
+    def retire(self) -> None:
+        """Let the thread end without closing `items`; after those that are ready, `Retired` is raised."""
+        self._channel.retire()
 
     def close(self) -> None:
         """Let the thread end, and wait for it, but not for ever.

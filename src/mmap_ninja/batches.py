@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mmap_ninja import buffers
-from mmap_ninja._ahead import Ahead
 from mmap_ninja._batch import Among, Made, Maker, Recipe
 from mmap_ninja._given import GivenOrder
+from mmap_ninja._pace import Pace, Paced
 from mmap_ninja._readahead import Warmth, advise_by_number, advised, check_readahead
 from mmap_ninja.collate import PADDED, Form, Part, parts
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapChangedError, noted
@@ -55,7 +55,7 @@ class Batches:
         threads: How many threads call `transform` and `wrapper_fn`; the order stays. They help where functions
             release the GIL: decoding images, NumPy.
         prefetch: How many batches the background thread makes ahead, with a second one that copies half of what is
-            large; 0 for no thread.
+            large; 0 for no thread. None are made ahead where handing them over takes longer than what it saves.
         readahead: How many batches before its turn the kernel is told to read one from the disk; `"auto"` does so as
             long as the disk is read.
         pad_globally: Whether `"padded"` goes by the longest sample of the whole batch, not of this reader's part of it,
@@ -108,7 +108,7 @@ class Batches:
             self._recipe = replace(self._recipe, empty=partial(_checked, empty))
         self._prefetch = integer("prefetch", prefetch, 0, what="a number of batches")
         self._readahead = check_readahead(readahead)
-        self._warmth = Warmth()
+        self._warmth, self._pace = Warmth(), Pace()
         self._with_indices = boolean("with_indices", with_indices)
         self._pad_globally = boolean("pad_globally", pad_globally)
         self._fields = opened(source)
@@ -239,9 +239,9 @@ class Batches:
 
     def _begun(
         self, fields: Fields, epoch: int, start: int, stopped: threading.Event
-    ) -> Ahead[Any] | Generator[Any, None, None]:
+    ) -> Paced[Any] | Generator[Any, None, None]:
         made = self._made(fields, epoch, start, stopped)
-        return Ahead(made, self._prefetch, stopped) if self._prefetch else made
+        return Paced(made, self._prefetch, stopped, self._pace) if self._prefetch else made
 
     def _made(self, fields: Fields, epoch: int, start: int, stopped: threading.Event) -> Generator[Any, None, None]:
         """The same, made in this thread and those for the samples."""

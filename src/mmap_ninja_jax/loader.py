@@ -44,13 +44,14 @@ class MmapLoader:
         pack_length: Values a row of what is packed. No sample may be longer.
         transform: A function of one sample, as NumPy has it (a copy, which it may change), a dict or tuple of samples
             where `source` is one. What it returns makes the batch.
-        batch_transform: A function of one whole batch of NumPy's, which the background thread calls. Arrays that it
-            makes itself are copied once more: JAX must not look into memory that somebody else may write to.
+        batch_transform: A function of one whole batch of NumPy's. Arrays that it makes itself are copied once more: JAX
+            must not look into memory that somebody else may write to.
         threads: How many threads call `transform` and `wrapper_fn`; the order stays.
         sharding: A `jax.sharding.Sharding` of the first axis, and of others if a batch has them: batches are global
             arrays then, of which each process reads what its devices hold. Several processes pad what functions make
             to a given length only: `pad_value=Padding(length=...)`.
-        prefetch: How many batches are gathered ahead; on GPU and TPU one more is on its way to the device.
+        prefetch: How many batches are gathered ahead, as long as that is faster; on GPU and TPU one more is on its way
+            to the device.
         shard: Which reader this is, and of how many: `ReaderShard(index, count)`. By default the part that `sharding`
             says, without one that of `jax.process_index()` of `jax.process_count()`.
 

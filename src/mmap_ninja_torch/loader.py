@@ -43,13 +43,12 @@ class MmapLoader:
             or tuple of those.
         transform: A function of one sample as `MmapDataset` has it: tensors of their own memory. What it returns
             (tensors, numbers, texts, dicts and tuples of those) makes the batch.
-        batch_transform: A function of one whole batch of tensors, which the background thread calls, before the batch
-            goes to `device`.
+        batch_transform: A function of one whole batch of tensors, before it goes to `device`.
         threads: How many threads call `transform`; the order stays.
         device: Where batches go. To a CUDA device, they go from pinned memory and on a stream of their own, while the
             one before is in use.
         pin_memory: Whether batches are gathered into pinned memory; by default if `device` is a CUDA device.
-        prefetch: How many batches the background thread makes ahead; 0 for no thread.
+        prefetch: How many batches the background thread makes ahead, as long as that is faster; 0 for no thread.
         readahead: How many batches before its turn the kernel is told to read one from the disk; `"auto"` does so as
             long as the disk is read.
         shard: Which reader this is, and of how many; by default rank and world size of `torch.distributed`.

@@ -5,7 +5,8 @@ in memory. The consumer reads one element of a batch and wants the next one. Fig
 of each epoch, but not that of worker processes, which stay. Where nothing else is said, a way is a stock DataLoader
 without workers and with its default collate; over 0.9.0 it goes through the Dataset that its users write, whose sample
 `i` is `torch.from_numpy(np.array(x[i]))`. For token rows its collate is torch's `pad_sequence`. The memcpy copies as
-many bytes in the order in which they lie, a batch at once, into one buffer, which stays in the cache.
+many bytes in the order in which they lie, a batch at once, into one buffer, which stays in the cache. A DataLoader over
+a list of tensors in RAM has nothing to do but to stack them: no Dataset can be faster.
 
 Torch itself uses one thread in all processes, as it does in the workers of a DataLoader: `--threads` says how many. On
 a machine that has other things to do, threads that wait for each other make the default collate many times slower.
@@ -34,6 +35,7 @@ from .torch_stores import (
     BATCH,
     FIXED,
     HOT,
+    INDEXED_RAM,
     LOADER,
     LOADER_JAGGED,
     LOADER_LIST,
@@ -45,9 +47,11 @@ from .torch_stores import (
     OLD_RAGGED,
     OTHERS,
     RAGGED,
+    RAM,
     ROWS,
     STOCK,
     STOCK_LIST,
+    STOCK_RAM,
     WAYS,
     loader_of,
     look_at,
@@ -69,6 +73,9 @@ REQUIRED = {  # how many times faster than what
         (LOADER, HOT, 0.65),
         (LOADER, OLD_DENSE, 3.5),
         (LOADER, STOCK, 1.8),
+        (LOADER, INDEXED_RAM, None),
+        (STOCK_RAM, OLD_DENSE, None),  # more than this no Dataset can reach
+        (STOCK_RAM, OLD_RAGGED, None),
     ],
     RAGGED: [(STOCK_LIST, OLD_LIST, None), (LOADER_LIST, OLD_LIST, None), (LOADER_LIST, STOCK_LIST, None)],
     ROWS: [(LOADER_PADDED, OLD_PADDED, 5), (LOADER_JAGGED, OLD_PADDED, 5)],
@@ -356,7 +363,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # for all workers alike
     report = Report(args)
     with scratch(args) as folder:
-        with started(OURS, OLD, LOADERS, OTHERS) as found:
+        with started(OURS, OLD, LOADERS, RAM, OTHERS) as found:
             workers = {worker.name: worker for worker in found}
             for kind, count in ((FIXED, args.images), (RAGGED, args.images), (ROWS, args.rows)):
                 report_rates(report, workers, str(folder), kind, count)

@@ -25,7 +25,7 @@ BATCH = 256
 SHAPE = (100, 160, 3)  # of the images of one size
 NUMBER = 8  # bytes
 FIXED, RAGGED, ROWS = "images", "ragged images", samples.TOKENS
-LOADERS, OTHERS = "MmapLoader", "others"  # processes of their own: what one way leaves in memory is not for another
+LOADERS, RAM, OTHERS = "MmapLoader", "RAM", "others"  # processes: what one way leaves in memory is not for another
 
 Batch = Any
 Loader = Iterable[Batch]
@@ -145,6 +145,27 @@ class Copies:
         return map(torch.from_numpy, copied(self._array, self._ring))
 
 
+class InRam:
+    """The samples as one tensor, of which a batch is `x[indices]`."""
+
+    def __init__(self, kind: str, folder: Path, count: int) -> None:
+        self._kept = whole(kind, count)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (self._kept[indices] for indices in torch.randperm(len(self._kept)).split(BATCH))
+
+
+def stock_in_ram(kind: str, folder: Path, count: int) -> Loader:
+    """A stock DataLoader over a list of tensors: all that is left to do is to stack them."""
+    return DataLoader(list(whole(kind, count)), BATCH, shuffle=True)
+
+
+@cache
+def whole(kind: str, count: int) -> torch.Tensor:
+    """All samples, which have one shape."""
+    return torch.from_numpy(np.stack(list(stored(kind, count))))
+
+
 def hugging_face(kind: str, folder: Path, count: int) -> Loader:
     """Hugging Face datasets: an Arrow file, given as tensors of the same dtype."""
     import datasets
@@ -201,6 +222,7 @@ class Way(NamedTuple):
 HOT = "memcpy into one buffer"
 OLD_DENSE, OLD_RAGGED = "Dataset over 0.9.0, dense", "Dataset over 0.9.0, ragged"
 STOCK, LOADER = "MmapDataset", "MmapLoader"
+STOCK_RAM, INDEXED_RAM = "list of tensors in RAM", "x[indices] of a tensor in RAM"
 OLD_LIST, STOCK_LIST, LOADER_LIST = (f"{way}, a list" for way in ("Dataset over 0.9.0", STOCK, LOADER))
 OLD_PADDED, STOCK_PADDED, LOADER_PADDED = (f"{way}, padded" for way in ("Dataset over 0.9.0", STOCK, LOADER))
 STOCK_JAGGED, LOADER_JAGGED = (f"{way}, jagged" for way in (STOCK, LOADER))
@@ -214,6 +236,8 @@ WAYS = {
     f"{STOCK}, 2 workers": Way(FIXED, OURS, stock, {"workers": 2}),
     LOADER: Way(FIXED, LOADERS, ours),
     f"{LOADER}, prefetch=0": Way(FIXED, LOADERS, ours, {"prefetch": 0}),
+    STOCK_RAM: Way(FIXED, RAM, stock_in_ram),
+    INDEXED_RAM: Way(FIXED, RAM, InRam),
     "datasets": Way(FIXED, OTHERS, hugging_face, needs="datasets"),
     "TensorDict": Way(FIXED, OTHERS, tensor_dict, needs="tensordict"),
     "LMDB": Way(FIXED, OTHERS, lmdb, needs="lmdb"),

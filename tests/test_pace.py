@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import gc
 import itertools
-import pickle
 import random
 import threading
-from collections.abc import Generator, Iterator
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from mmap_ninja import Batches, DenseMmap
+from mmap_ninja import Batches, DenseMmap, _ahead, open_map
 from mmap_ninja._pace import Pace, Paced
 
-WINDOW = 16
+WINDOW = 18  # six times the three items that belong together with two of them ahead
 
 
 def threads() -> list[threading.Thread]:
@@ -68,7 +71,7 @@ class Set(Pace):
     [(1e-5, 1.0, False), (1.0, 1e-5, False), (1e-3, 1e-3, True), (1.4e-4, 1.4e-4, False), (1.6e-4, 1.6e-4, True)],
 )
 def test_a_thread_pays_where_both_sides_take_longer_than_handing_over(making: float, using: float, pays: bool) -> None:
-    pace = Pace()
+    pace = Pace(2)
     for _ in range(WINDOW - 1):
         pace.count(making, using)
         assert pace.pays
@@ -77,15 +80,24 @@ def test_a_thread_pays_where_both_sides_take_longer_than_handing_over(making: fl
 
 
 def test_what_does_not_pay_has_to_pay_twice_to_come_back() -> None:
-    pace = Pace()
+    pace = Pace(2)
     for seconds, pays in [(1e-5, False), (2.5e-4, False), (3.5e-4, True), (2.5e-4, True), (1e-4, False)]:
         for _ in range(WINDOW):
             pace.count(seconds, seconds)
         assert pace.pays == pays
 
 
+def test_what_is_used_in_bursts_is_made_ahead_if_it_may_be_that_far_ahead() -> None:
+    bursts = [0.1, *[1e-6] * 31]  # a step after every 32nd batch
+    for most, pays in [(2, False), (32, True)]:
+        pace = Pace(most)
+        for using in bursts * 10:
+            pace.count(1e-3, using)
+        assert pace.pays == pays
+
+
 def test_one_long_step_does_not_decide() -> None:
-    pace = Pace()
+    pace = Pace(2)
     for using in [30.0, *[1e-5] * (WINDOW - 1)]:  # a step that is compiled
         pace.count(2e-4, using)
     assert not pace.pays
@@ -94,7 +106,7 @@ def test_one_long_step_does_not_decide() -> None:
 @pytest.mark.parametrize("most", [1, 2, 5])
 @pytest.mark.parametrize("seed", range(20))
 def test_items_come_in_order_whenever_it_changes(seed: int, most: int) -> None:
-    drawn, pace, items = random.Random(seed), Set(), Items(60)
+    drawn, pace, items = random.Random(seed), Set(2), Items(60)
     pace.pays = drawn.random() < 0.5
     found = []
     for k in paced(items, pace, most):
@@ -105,7 +117,7 @@ def test_items_come_in_order_whenever_it_changes(seed: int, most: int) -> None:
 
 
 def test_it_is_the_thread_or_whoever_asks_who_makes_them() -> None:
-    pace, items, here = Set(), Items(100), threading.current_thread().name
+    pace, items, here = Set(2), Items(100), threading.current_thread().name
     iterator = paced(items, pace)
     assert [next(iterator) for _ in range(10)] == list(range(10))
     assert set(items.makers) == {"mmap_ninja"}
@@ -122,7 +134,7 @@ def test_it_is_the_thread_or_whoever_asks_who_makes_them() -> None:
 
 @pytest.mark.parametrize("changes", list(itertools.product([True, False], repeat=3)))
 def test_it_may_be_closed_at_any_time(changes: tuple[bool, ...]) -> None:
-    pace, items = Set(), Items(10**9)
+    pace, items = Set(2), Items(10**9)
     pace.pays = changes[0]
     iterator = paced(items, pace)
     for pays in changes[1:]:
@@ -137,7 +149,7 @@ def test_it_may_be_closed_at_any_time(changes: tuple[bool, ...]) -> None:
 @pytest.mark.parametrize("asked", range(6))
 @pytest.mark.parametrize("most", [1, 4])
 def test_it_may_be_closed_while_the_thread_retires(asked: int, most: int) -> None:
-    pace, items = Set(), Items(10**9)
+    pace, items = Set(2), Items(10**9)
     iterator = paced(items, pace, most)
     next(iterator)
     pace.pays = False
@@ -149,7 +161,7 @@ def test_it_may_be_closed_while_the_thread_retires(asked: int, most: int) -> Non
 
 @pytest.mark.parametrize("pays", [True, False])
 def test_it_may_be_let_go_of_at_any_time(pays: bool) -> None:
-    pace, items = Set(), Items(10**9)
+    pace, items = Set(2), Items(10**9)
     iterator = paced(items, pace)
     next(iterator)
     pace.pays = pays
@@ -163,7 +175,7 @@ def test_it_may_be_let_go_of_at_any_time(pays: bool) -> None:
 
 @pytest.mark.parametrize("failing", range(6))
 def test_an_error_comes_in_its_turn_whenever_it_changes(failing: int) -> None:
-    pace = Set()
+    pace = Set(2)
     iterator = paced(Items(10, failing), pace)
     for k in range(failing):
         assert next(iterator) == k
@@ -172,18 +184,110 @@ def test_an_error_comes_in_its_turn_whenever_it_changes(failing: int) -> None:
         next(iterator)
 
 
-def test_small_batches_for_a_quick_consumer_are_made_where_they_are_used(tmp_path: Path) -> None:
-    batches = Batches(DenseMmap.from_ndarray(tmp_path / "m", np.arange(4_000)), 2, shuffle=True)
-    makers: list[str] = []
+def test_what_it_has_stopped_does_not_stop_what_comes_after_it() -> None:
+    pace, stopped = Set(2), threading.Event()
+    iterator = Paced(Items(100).made(), 2, stopped, pace)
+    for k in range(100):
+        assert next(iterator) == k
+        pace.pays = k % 20 > 10
+        gc.collect()  # of the threads that have retired
+        assert not stopped.is_set()
+    assert list(iterator) == []
 
-    def noting(batch: np.ndarray) -> np.ndarray:
-        makers.append(threading.current_thread().name)
-        return batch
 
-    noted = Batches(tmp_path / "m", 2, shuffle=True, batch_transform=noting)
-    for epoch in range(2):
+@pytest.mark.parametrize("pays", [True, False])
+def test_where_no_thread_can_be_had_none_is_needed(pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pace, stopped = Set(2), threading.Event()
+    pace.pays = pays
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    iterator = Paced(Items(20).made(), 2, stopped, pace)
+    found = []
+    for k in iterator:
+        found.append(k)
+        pace.pays = not pace.pays
+        gc.collect()
+    assert found == list(range(20))
+    assert not stopped.is_set()
+
+
+@pytest.mark.parametrize("failing", [None, 7])
+def test_nothing_stays_of_what_is_done(failing: int | None) -> None:
+    class Big:
+        """Something that the items hold."""
+
+    def items(big: Big) -> Generator[int, None, None]:
+        for k in range(20):
+            if k == failing:
+                raise OSError
+            assert big
+            yield k
+
+    before, big, pace = set(_ahead._running), Big(), Set(2)
+    reference = weakref.ref(big)
+    iterator = Paced(items(big), 2, threading.Event(), pace)
+    with suppress(OSError):
+        for k in iterator:
+            pace.pays = k % 6 < 3
+    del big, iterator
+    gc.collect()
+    assert reference() is None
+    assert before >= set(_ahead._running)
+
+
+# --- as Batches have it
+
+
+def makers_of(batches: Batches, epochs: int = 2) -> list[str]:
+    """The threads that have made the batches of some epochs."""
+    found: list[str] = []
+
+    def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        found.append(threading.current_thread().name)
+        return np.empty(shape, dtype)
+
+    batches._recipe = replace(batches._recipe, empty=empty)
+    for epoch in range(epochs):
         expected = [batches.batch(epoch, k).tolist() for k in range(len(batches))]
-        assert [batch.tolist() for batch in noted] == expected
-    assert set(makers[:WINDOW]) == {"mmap_ninja"}
-    assert set(makers[-1_000:]) == {threading.current_thread().name}
-    assert pickle.loads(pickle.dumps(Batches(tmp_path / "m", 2))).epoch == 0
+        found.clear()
+        assert [batch.tolist() for batch in batches] == expected
+    return found
+
+
+def test_small_batches_for_a_quick_loop_are_made_in_its_own_thread(tmp_path: Path) -> None:
+    m = DenseMmap.from_ndarray(tmp_path / "m", np.arange(4_000))
+    assert set(makers_of(Batches(m, 2, shuffle=True))[-1_000:]) == {threading.current_thread().name}
+
+
+def same(value: Any) -> Any:
+    return value
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: Batches(folder / "m", 2, transform=same, layout="stack"),
+        lambda folder: Batches(folder / "m", 2, batch_transform=same),
+        lambda folder: Batches(open_map(folder / "m", wrapper_fn=same), 2, layout="stack"),
+    ],
+    ids=["transform", "batch_transform", "wrapper_fn"],
+)
+def test_functions_of_the_users_are_called_in_one_thread(tmp_path: Path, make: Callable[[Path], Batches]) -> None:
+    DenseMmap.from_ndarray(tmp_path / "m", np.arange(400))
+    assert set(makers_of(make(tmp_path))) == {"mmap_ninja"}
+
+
+def test_an_order_of_the_users_is_gone_through_in_one_thread(tmp_path: Path) -> None:
+    found: list[str] = []
+
+    class Noting:
+        def __iter__(self) -> Iterator[list[int]]:
+            for k in range(400):
+                found.append(threading.current_thread().name)
+                yield [k]
+
+    for _ in range(2):
+        list(Batches(DenseMmap.from_ndarray(tmp_path / "m", np.arange(400)), order=Noting()))
+    assert set(found) == {"mmap_ninja"}

@@ -130,9 +130,10 @@ def test_what_cannot_be_padded_globally_is_refused(
 
 def test_what_a_wrapper_makes_needs_a_length(maps: Path) -> None:
     m = open_map(maps / "rows", wrapper_fn=np.sort)
-    with pytest.raises(ArgumentError, match="how long others become"):
-        Batches(m, SIZE, layout="padded", pad_globally=True)
-    options: dict[str, Any] = {"layout": "padded", "pad_value": Padding(length=9), "shard": ReaderShard(1, 2)}
+    for padding in [0, Padding(length=9), Padding(length=(None,)), Padding(buckets=[4, 9])]:
+        with pytest.raises(ArgumentError, match=r"how long others become .* an entry for each axis"):
+            Batches(m, SIZE, layout="padded", pad_value=padding, pad_globally=True)
+    options: dict[str, Any] = {"layout": "padded", "pad_value": Padding(length=(9,)), "shard": ReaderShard(1, 2)}
     assert next(iter(Batches(m, SIZE, pad_globally=True, **options))).values.shape == (3, 9)
 
 

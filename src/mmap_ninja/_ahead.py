@@ -40,9 +40,10 @@ class _Channel(Generic[T]):
         self._room: SimpleQueue[None] = SimpleQueue()  # one for each item that may be made
         for _ in range(most + 1):  # while `most` are ready, the next one is made
             self._room.put(None)
-        self.is_orphan = self.is_over = self.is_retiring = False
+        self.is_orphan = self.is_ended = self.is_over = self.is_retiring = False
         self.making = 0.0  # seconds, of the last item
         self._error: BaseException | None = None
+        self._has_retired = False
 
     def fill(self) -> None:
         """Make items until there are no more of them, or nobody wants one."""
@@ -50,7 +51,7 @@ class _Channel(Generic[T]):
             try:
                 self._fill()
             finally:
-                if not isinstance(self._error, Retired):
+                if not self._has_retired:
                     self._items.close()  # it lets go in the thread that has run it
         except BaseException as error:
             self._error = error
@@ -61,7 +62,7 @@ class _Channel(Generic[T]):
         while True:
             self._room.get()
             if self.is_retiring and not self._stopped.is_set():
-                self._error = Retired()
+                self._has_retired = True
                 return
             started = perf_counter()
             item = _END if self._stopped.is_set() else next(self._items, _END)
@@ -75,6 +76,10 @@ class _Channel(Generic[T]):
         item = self._ready.get()
         if item is _END:
             self._ready.put(_END)  # for the next call
+            self.is_ended = True
+            if self._has_retired:
+                self.is_over = True  # others go on with the items, until they are stopped
+                raise Retired
             if self._error is not None:
                 raise self._error
             raise StopIteration
@@ -115,13 +120,24 @@ class Ahead(Generic[T]):
         self._channel: _Channel[T] = _Channel(items, most, stopped or threading.Event())
         self._thread = threading.Thread(target=self._channel.fill, name=NAME, daemon=True)
         _running[self._thread] = self._channel
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # there are no more threads
+            _running.pop(self._thread)
+            self._channel.is_over = True
+            raise
 
     def __iter__(self) -> Ahead[T]:
         return self
 
     def __next__(self) -> T:
-        return self._channel.get()
+        try:
+            return self._channel.get()
+        finally:
+            if self._channel.is_ended:
+                # An error that is raised refers to whoever gets it: nothing that lives longer may refer to the error.
+                _running.pop(self._thread, None)
+                self._thread.join(PATIENCE)
 
     @property
     def making(self) -> float:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +23,7 @@ from mmap_ninja.errors import ArgumentTypeError, SampleError, noted
 from mmap_ninja.fields import TEXTS, Fields, each
 from mmap_ninja.gather import Array, Empty, Jagged
 from mmap_ninja.indexing import Positions, integer
+from mmap_ninja.pipeline import Anywhere
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,6 +45,11 @@ class Recipe:
     batch_transform: Callable[[Any], Any] | None = None
     threads: int = 1
     empty: Empty = buffers.empty
+
+    @property
+    def is_own(self) -> bool:
+        """Whether no function of the user's is called, so that it does not matter which thread makes a batch."""
+        return self.transform is None and (self.batch_transform is None or isinstance(self.batch_transform, Anywhere))
 
     def __post_init__(self) -> None:
         self.form.check()
@@ -80,6 +86,7 @@ class Maker:
         self._threads = _executor(recipe.threads) if recipe.threads > 1 else None
         self._is_helped = is_helped and _cores() > 1
         self._helper: ThreadPoolExecutor | None = None
+        self._owner = os.getpid()
 
     def __enter__(self) -> Maker:
         return self
@@ -87,14 +94,14 @@ class Maker:
     def __exit__(self, *_: object) -> None:
         """Forget what was begun, and wait for the threads, for as long as `Ahead.close` does."""
         self._stopped.set()
+        if os.getpid() != self._owner:  # the threads are in the process that this one was forked from
+            return
         running = [executor for executor in (self._threads, self._helper) if executor is not None]
         for executor in running:
             executor.shutdown(wait=False, cancel_futures=True)
         if running:
-            from concurrent.futures import wait
-
             begun = [future for future in self._begun if not future.cancelled()]  # those are never "done" for `wait`
-            wait(begun, timeout=0 if is_ours() else PATIENCE)
+            _futures().wait(begun, timeout=0 if is_ours() else PATIENCE)
 
     def begin(self, indices: Positions, among: Among | None = None) -> Made:
         """Start on a batch; what is returned finishes it. Stored samples are padded as the batch they are among."""
@@ -202,9 +209,15 @@ def _own(number: int, one: Any) -> Any:
 
 
 def _executor(threads: int) -> ThreadPoolExecutor:
-    from concurrent.futures import ThreadPoolExecutor  # takes 10 ms to import
+    made: ThreadPoolExecutor = _futures().ThreadPoolExecutor(threads, NAME)
+    return made
 
-    return ThreadPoolExecutor(threads, NAME)
+
+@cache  # at the end of the interpreter, when something may have to be closed yet, nothing can be imported
+def _futures() -> Any:
+    from concurrent import futures  # takes 10 ms
+
+    return futures
 
 
 def _cores() -> int:

@@ -112,6 +112,19 @@ class Warmth:
         """Count the reads of the thread that calls, and of no other one."""
         self._reads = {threading.get_ident(): _reads_of_this_thread()}
 
+    def paused(self) -> tuple[int, int | None]:
+        """What `resumed` takes when the thread comes back from what it reads for somebody else."""
+        return threading.get_ident(), _reads_of_this_thread()
+
+    def resumed(self, paused: tuple[int, int | None]) -> None:
+        """Leave out what was read since then; all that another thread has read by now."""
+        (thread, before), here, now = paused, threading.get_ident(), _reads_of_this_thread()
+        known = self._reads.get(here) if here == thread else None
+        if known is None or before is None or now is None:
+            self._reads[here] = now
+        else:
+            self._reads[here] = known + now - before
+
     def wanted(self) -> int | None:
         """How many samples of the next batch to advise of: None for all, 0, or a few to see whether they are read."""
         thread, reads = threading.get_ident(), _reads_of_this_thread()

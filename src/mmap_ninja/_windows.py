@@ -207,6 +207,11 @@ class _Strided(Rows):
     begins: Integers
     length: int
 
+    def some(self, part: slice) -> Rows:
+        """A part of them."""
+        numbers, begins = self.numbers[part], self.begins[part]
+        return replace(self, shapes=self.shapes[part], sizes=self.sizes[part], numbers=numbers, begins=begins)
+
     def parts(self, first: int, stop: int) -> list[memoryview]:
         """Copies."""
         places = zip(self.numbers[first:stop].tolist(), self.begins[first:stop].tolist(), strict=True)

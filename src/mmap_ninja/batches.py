@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mmap_ninja import buffers
+from mmap_ninja._ahead import Ahead
 from mmap_ninja._batch import Among, Made, Maker, Recipe
 from mmap_ninja._given import GivenOrder
 from mmap_ninja._pace import Pace, Paced
@@ -62,7 +63,7 @@ class Batches:
             so that all readers have one shape. Only for samples as they are stored, whose lengths are known.
         with_indices: Whether to get `(indices, batch)`: int64 `(b,)`, positions in the source.
         empty: Makes the arrays that are filled and handed out, in C order, as `np.empty(shape, dtype)` does; by default
-            `buffers.empty`.
+            `buffers.empty`. Any thread may call it.
 
     Arrays are of the batch alone, and writable: they are not used again as long as anything refers to them. Memory
     of batches that are gone is. Iterating gives one epoch and then stands at the start of the next; an iteration that
@@ -108,7 +109,7 @@ class Batches:
             self._recipe = replace(self._recipe, empty=partial(_checked, empty))
         self._prefetch = integer("prefetch", prefetch, 0, what="a number of batches")
         self._readahead = check_readahead(readahead)
-        self._warmth, self._pace = Warmth(), Pace()
+        self._warmth, self._pace = Warmth(), Pace(self._prefetch)
         self._with_indices = boolean("with_indices", with_indices)
         self._pad_globally = boolean("pad_globally", pad_globally)
         self._fields = opened(source)
@@ -157,8 +158,8 @@ class Batches:
         """Batch `k` of an epoch, made in the thread that calls; the position stays.
 
         For loaders that ask for batches by number, from any threads of their own. Whether the maps are still those
-        is looked at where the epoch is another one than that of the batch before. Raises `ArgumentError` where there
-        is no such batch, or for an `order` that was given, and what iterating raises.
+        is looked at where the epoch is another one than that of the batch before; until then they stay open. Raises
+        `ArgumentError` where there is no such batch, or for an `order` that was given, and what iterating raises.
         """
         order = self._order
         if not isinstance(order, Order):
@@ -209,6 +210,7 @@ class Batches:
         """The maps as they were when a batch of this epoch was asked for after one of another, and what reads them."""
         opened = self._by_number  # read once: other threads may ask for other epochs
         if opened is None or opened[0] != epoch:
+            self._by_number = None  # which lets go of what an older epoch has read
             fields = each(_pinned, self._fields)
             self._check(fields)
             maker = Maker(fields, replace(self._recipe, threads=1), threading.Event())
@@ -239,9 +241,14 @@ class Batches:
 
     def _begun(
         self, fields: Fields, epoch: int, start: int, stopped: threading.Event
-    ) -> Paced[Any] | Generator[Any, None, None]:
+    ) -> Ahead[Any] | Paced[Any] | Generator[Any, None, None]:
         made = self._made(fields, epoch, start, stopped)
-        return Paced(made, self._prefetch, stopped, self._pace) if self._prefetch else made
+        if not self._prefetch:
+            return made
+        # A function of the user's may depend on what belongs to a thread: a cursor, or what torch saves for gradients.
+        is_own = self._recipe.is_own and isinstance(self._order, Order) and not _have_wrappers(fields)
+        ahead = self._prefetch, stopped
+        return Paced(made, *ahead, self._pace) if is_own else Ahead(made, *ahead)
 
     def _made(self, fields: Fields, epoch: int, start: int, stopped: threading.Event) -> Generator[Any, None, None]:
         """The same, made in this thread and those for the samples."""
@@ -253,7 +260,9 @@ class Batches:
             for indices, finish in behind(begun, min(self._recipe.threads - 1, 1)):
                 batch = _finished(finish, epoch, start)
                 del finish
+                reads = self._warmth.paused()
                 yield (indices, batch) if self._with_indices else batch
+                self._warmth.resumed(reads)
                 start += 1
                 del batch
 
@@ -271,6 +280,10 @@ def _will_need(fields: Fields, indices: Positions) -> None:
     each(lambda field: field.will_need(indices), fields)
 
 
+def _have_wrappers(fields: Fields) -> bool:
+    return any(field.wrapper_fn is not None for _, field in leaves(fields))
+
+
 def _expect(fields: Fields, random: bool) -> None:
     each(lambda field: field._expect(random=random), fields)
 
@@ -286,17 +299,18 @@ def _check_globally(fields: Fields, recipe: Recipe, order: Any) -> None:
     """Refuse to pad by a whole batch whose samples, or whose lengths, are not known."""
     if not isinstance(order, Order):
         raise ArgumentError("pad_globally= needs batches whose whole is known: give no order=, or an Order")
-    if recipe.transform is not None or any(_is_made(part) for _, part in leaves(parts(fields, recipe.form))):
+    if recipe.transform is not None or any(_is_open(part) for _, part in leaves(parts(fields, recipe.form))):
         raise ArgumentError(
             "pad_globally= is for samples as they are stored: how long others become is known when functions have "
-            "made them; give pad_value=Padding(length=...)"
+            "made them; give pad_value=Padding(length=(...)), an entry for each axis"
         )
 
 
-def _is_made(part: Part) -> bool:
-    """Whether a function makes samples of unknown lengths, which are to be padded."""
-    form = part.form
-    return part.source.wrapper_fn is not None and form.layout == PADDED and form.padding.length is None
+def _is_open(part: Part) -> bool:
+    """Whether a function makes samples, and how long they become may decide how they are padded."""
+    length = part.form.padding.length
+    is_fixed = isinstance(length, tuple) and None not in length
+    return part.source.wrapper_fn is not None and part.form.layout == PADDED and not is_fixed
 
 
 def _pinned(field: Any) -> Any:

@@ -87,9 +87,9 @@ class Rows(ABC):
         """Fill an array of their dtype with all of them, end to end."""
         _write(values, len(self.sizes), self.parts)
 
+    @abstractmethod
     def some(self, part: slice) -> Rows:
         """A part of them."""
-        return replace(self, shapes=self.shapes[part], sizes=self.sizes[part], numbers=self.numbers[part])
 
     def joined(self, total: int, empty: Empty) -> Array:
         """The same as a new array of so many elements."""
@@ -167,6 +167,10 @@ class Even(Rows):
     def longest(self) -> tuple[int, ...]:
         """That of any of them, whether there is one or not."""
         return tuple(self.array.shape[1:])
+
+    def some(self, part: slice) -> Rows:
+        """A part of them."""
+        return replace(self, shapes=self.shapes[part], sizes=self.sizes[part], numbers=self.numbers[part])
 
     def parts(self, first: int, stop: int) -> list[memoryview]:
         """Parts of a copy."""

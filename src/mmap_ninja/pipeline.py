@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Anywhere:
+    """A function of one thing that any thread may call, now this one and now that one: none of a user's."""
+
+    function: Callable[[Any], Any]
+
+    def __call__(self, thing: Any) -> Any:
+        """What the function makes of it."""
+        return self.function(thing)
 
 
 def behind(items: Iterable[T], count: int) -> Iterator[T]:

@@ -23,7 +23,7 @@ KNOWN = {name: name for name in (PADDED, LIST, STACK)}
 
 _UNEVEN = (
     "each process would pad to the longest of its own samples, as it does not know what functions make elsewhere: give "
-    "pad_value=Padding(length=...)"
+    "pad_value=Padding(length=...), with an entry for each axis"
 )
 
 
@@ -62,7 +62,7 @@ def of_stored(
         if is_final:
             check_shapes(sharding, stored, size)
         if is_shared:
-            each(_check_made, stored)
+            stored = each(_fixed_part, stored)
     pad_globally = sharding is not None and is_shared
     return {"layout": layouts, "pad_value": each(_pad_value, stored), "pad_globally": pad_globally}
 
@@ -75,8 +75,8 @@ def of_made(layout: Any, pad_value: Any, buckets: Any, sharding: Any, *, is_shar
         pad_value = _bucketed(buckets, pad_value)
     if sharding is not None:
         check_lists(layouts)
-        if is_shared:
-            _check_fixed(layouts, pad_value)
+        if is_shared and PADDED in [one for _, one in leaves(layouts)]:
+            pad_value = each(_fixed, pad_value)
     return {"layout": layouts, "pad_value": pad_value}
 
 
@@ -117,19 +117,25 @@ def _pad_value(part: Part) -> Any:
     return part.form.pad_value
 
 
-def _check_fixed(layout: Any, pad_value: Any) -> None:
-    """Refuse padding of what functions make, unless its length is given; its axes are not known."""
-    paddings = [padding for _, padding in leaves(pad_value)]
-    are_fixed = all(isinstance(one, Padding) and one.length is not None for one in paddings)
-    if PADDED in [one for _, one in leaves(layout)] and not are_fixed:
+def _fixed(padding: Any) -> Padding:
+    """The same with a length for each axis, which refuses samples of more axes.
+
+    Global arrays have one shape in all processes, and none of them knows what functions make in another one. Raises
+    `ArgumentError` for a length that is open.
+    """
+    if not isinstance(padding, Padding):
         raise ArgumentError(_UNEVEN)
+    lengths = padding.length if isinstance(padding.length, tuple) else (padding.length,)
+    if None in lengths:
+        raise ArgumentError(_UNEVEN)
+    return replace(padding, length=lengths)
 
 
-def _check_made(part: Part) -> None:
-    """Refuse padding that depends on what a function makes in a process: global arrays have one shape in all."""
-    if part.source.wrapper_fn is not None:
-        with about(part.name):
-            _check_fixed(part.form.layout, part.form.pad_value)
+def _fixed_part(part: Part) -> Part:
+    if part.source.wrapper_fn is None or part.form.layout != PADDED:
+        return part
+    with about(part.name):
+        return replace(part, form=replace(part.form, pad_value=_fixed(part.form.pad_value)))
 
 
 def _is_padded(part: Part) -> bool:

@@ -11,7 +11,7 @@ from mmap_ninja.buffers import owned
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError
 from mmap_ninja.fields import length, opened
 from mmap_ninja.indexing import integer
-from mmap_ninja.pipeline import behind
+from mmap_ninja.pipeline import Anywhere, behind
 from mmap_ninja_jax import convert, layouts
 from mmap_ninja_jax.process import check_last, is_on_cpu, placed, reader
 
@@ -44,8 +44,8 @@ class MmapLoader:
         pack_length: Values a row of what is packed. No sample may be longer.
         transform: A function of one sample, as NumPy has it (a copy, which it may change), a dict or tuple of samples
             where `source` is one. What it returns makes the batch.
-        batch_transform: A function of one whole batch of NumPy's. Arrays that it makes itself are copied once more: JAX
-            must not look into memory that somebody else may write to.
+        batch_transform: A function of one whole batch of NumPy's, which the background thread calls. Arrays that it
+            makes itself are copied once more: JAX must not look into memory that somebody else may write to.
         threads: How many threads call `transform` and `wrapper_fn`; the order stays.
         sharding: A `jax.sharding.Sharding` of the first axis, and of others if a batch has them: batches are global
             arrays then, of which each process reads what its devices hold. Several processes pad what functions make
@@ -119,7 +119,8 @@ class MmapLoader:
             else:
                 options = layouts.of_made(*given, is_shared=own.count > 1)
             options |= {"batch_size": size, **order}
-        finish = partial(_finished, pack, batch_transform)
+        finish: Function = partial(_finished, pack, batch_transform)
+        finish = finish if batch_transform is not None else Anywhere(finish)
         options |= {"transform": transform, "batch_transform": finish, "threads": threads, "prefetch": prefetch}
         self._batches = Batches(fields, **options)
 

@@ -8,11 +8,14 @@ from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from mmap_ninja import Batches, ReaderShard
 from mmap_ninja.collate import Form, parts
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, StateError, noted
 from mmap_ninja.fields import each, each_named
 from mmap_ninja.indexing import integer
+from mmap_ninja.pipeline import Anywhere
 from mmap_ninja_torch import convert
 from mmap_ninja_torch import device as devices
 from mmap_ninja_torch.dataset import MmapDataset
@@ -43,7 +46,8 @@ class MmapLoader:
             or tuple of those.
         transform: A function of one sample as `MmapDataset` has it: tensors of their own memory. What it returns
             (tensors, numbers, texts, dicts and tuples of those) makes the batch.
-        batch_transform: A function of one whole batch of tensors, before it goes to `device`.
+        batch_transform: A function of one whole batch of tensors, which the background thread calls, before the batch
+            goes to `device`.
         threads: How many threads call `transform`; the order stays.
         device: Where batches go. To a CUDA device, they go from pinned memory and on a stream of their own, while the
             one before is in use.
@@ -109,7 +113,7 @@ class MmapLoader:
             layout=each(attrgetter("gathered"), parts(fields, form)) if transform is None else form.layout,
             pad_value=padding_value,
             transform=None if transform is None else partial(_transformed, transform, dtypes),
-            batch_transform=partial(_finished, batch_transform, form),
+            batch_transform=_finisher(batch_transform, form),
             threads=threads,
             prefetch=prefetch,
             readahead=readahead,
@@ -183,6 +187,16 @@ def _transformed(function: Function, dtypes: Any, sample: Any) -> Any:
     return convert.arrays(function(convert.samples(sample, dtypes)))
 
 
-def _finished(function: Function | None, form: Form, batch: Any) -> Any:
-    made = convert.batch(batch, form)
-    return made if function is None else function(made)
+def _finisher(function: Function | None, form: Form) -> Function:
+    """What makes tensors of a batch, and calls the function."""
+    made = partial(_tensors, form)
+    return Anywhere(made) if function is None else partial(_chained, made, function)
+
+
+def _tensors(form: Form, batch: Any) -> Any:
+    with torch.inference_mode(False):  # the same tensors in whichever thread
+        return convert.batch(batch, form)
+
+
+def _chained(first: Function, then: Function, batch: Any) -> Any:
+    return then(first(batch))

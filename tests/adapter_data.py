@@ -36,7 +36,7 @@ SHAPES: dict[str, Callable[[int], tuple[int, ...]]] = {
 }
 RAGGED = {
     "rows": ROWS,
-    "big rows": [row.astype(">i2") for row in ROWS],
+    "big rows": [row.astype(">i4") for row in ROWS],
     "long rows": [row.astype(np.int64) - 7 for row in ROWS],
     "halves": [row.astype(ml_dtypes.bfloat16) for row in ROWS],
     "flags": [row % 3 == 0 for row in ROWS],

@@ -39,7 +39,7 @@ def ragged(dtype: Any, rank: int, *shape: int | None) -> Any:
 
 STORED: dict[str, tuple[str, int, list[int | None]]] = {  # the dtype, the axes that are ragged, and the shape
     "rows": ("int32", 1, [None]),
-    "big rows": ("int16", 1, [None]),
+    "big rows": ("int32", 1, [None]),
     "long rows": ("int64", 1, [None]),
     "halves": ("bfloat16", 1, [None]),
     "clips": ("float32", 1, [None, 3]),

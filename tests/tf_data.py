@@ -13,11 +13,12 @@ import pytest
 tf = pytest.importorskip("tensorflow", reason="the adapter for TensorFlow needs it")
 
 import adapter_data  # noqa: E402
-from adapter_data import TEXTS  # noqa: E402
+from adapter_data import DENSE, TEXTS  # noqa: E402
 from mmap_ninja.gather import Jagged, Padded  # noqa: E402
 
 SOURCES: dict[str, Callable[[Path], Any]] = {
     **adapter_data.SOURCES,
+    "array of doubles of the other byte order": lambda maps: DENSE["points"].astype(">f8"),
     "array of texts": lambda maps: np.array(TEXTS),
 }
 every_source = pytest.mark.parametrize("make", SOURCES.values(), ids=SOURCES)

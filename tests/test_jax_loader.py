@@ -25,7 +25,7 @@ from mmap_ninja.errors import (  # noqa: E402
     SampleError,
     SampleTypeError,
 )
-from mmap_ninja_jax import MmapLoader, Padded  # noqa: E402
+from mmap_ninja_jax import MmapLoader, Padded, layouts  # noqa: E402
 
 maps = adapter_data.maps
 Make = Callable[[Path], Any]
@@ -260,3 +260,41 @@ def test_arguments_that_make_no_sense(options: dict[str, Any], kind: type[Except
     given: dict[str, Any] = {"source": np.arange(23), "batch_size": SIZE, **options}
     with pytest.raises(kind, match=message):
         MmapLoader(given.pop("source"), given.pop("batch_size"), **given)
+
+
+# --- padding in several processes, which cannot know what functions make in the others
+
+FIXED, OPEN = Padding(length=(4,)), Padding(length=4)
+
+
+@pytest.mark.parametrize(
+    ("layout", "pad_value", "expected"),
+    [
+        ("padded", OPEN, FIXED),
+        ("padded", Padding(length=[4, 3]), Padding(length=(4, 3))),
+        ({"a": "padded", "b": "stack"}, {"a": OPEN}, {"a": FIXED, "b": 0}),
+        (("padded", {"b": "padded"}), OPEN, (FIXED, {"b": FIXED})),
+        ("stack", 0, 0),
+    ],
+)
+def test_what_is_made_is_padded_to_a_length_for_each_axis(layout: Any, pad_value: Any, expected: Any) -> None:
+    options = layouts.of_made(layout, pad_value, None, "a sharding", is_shared=True)
+    assert options == {"layout": layout, "pad_value": expected}
+    alone = layouts.of_made(layout, pad_value, None, "a sharding", is_shared=False)
+    assert alone == {"layout": layout, "pad_value": pad_value}
+
+
+@pytest.mark.parametrize(
+    ("layout", "pad_value", "message"),
+    [
+        ("padded", 0, "each process would pad"),
+        ("padded", Padding(length=(4, None)), "each process would pad"),
+        ("padded", Padding(buckets=(4, 8)), "each process would pad"),
+        ({"a": "padded", "b": "stack"}, {"b": OPEN}, "each process would pad"),
+        ({"a": "padded", "b": "padded"}, {"a": OPEN}, "each process would pad"),
+        ("padded", {"a": OPEN, "b": OPEN}, "let layout have one for each part"),
+    ],
+)
+def test_what_is_made_to_an_open_length_is_refused(layout: Any, pad_value: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        layouts.of_made(layout, pad_value, None, "a sharding", is_shared=True)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from mmap_ninja import Batches, DenseMmap, _ahead, open_map
+from mmap_ninja._ahead import Ahead
 from mmap_ninja._pace import Pace, Paced
 
 WINDOW = 18  # six times the three items that belong together with two of them ahead
@@ -213,28 +214,41 @@ def test_where_no_thread_can_be_had_none_is_needed(pays: bool, monkeypatch: pyte
     assert not stopped.is_set()
 
 
+@pytest.mark.parametrize("left", [None, 2, 5])
 @pytest.mark.parametrize("failing", [None, 7])
-def test_nothing_stays_of_what_is_done(failing: int | None) -> None:
+@pytest.mark.parametrize("make", [Ahead, lambda *given: Paced(*given, Set(2))], ids=["ahead", "paced"])
+def test_nothing_stays_of_what_is_done_or_was_left(
+    make: Callable[..., Any], failing: int | None, left: int | None
+) -> None:
     class Big:
         """Something that the items hold."""
 
+    stopped = threading.Event()
+
     def items(big: Big) -> Generator[int, None, None]:
         for k in range(20):
-            if k == failing:
+            if k == failing or stopped.is_set():
                 raise OSError
             assert big
             yield k
 
-    before, big, pace = set(_ahead._running), Big(), Set(2)
-    reference = weakref.ref(big)
-    iterator = Paced(items(big), 2, threading.Event(), pace)
-    with suppress(OSError):
-        for k in iterator:
-            pace.pays = k % 6 < 3
-    del big, iterator
+    def gone_through() -> weakref.ref[Big]:
+        big = Big()
+        iterator = make(items(big), 2, stopped)
+        with suppress(OSError):
+            for k in iterator:
+                if k == left:
+                    break
+                if isinstance(iterator, Paced):
+                    iterator._pace.pays = k % 6 < 3
+        iterator.close()
+        return weakref.ref(big)
+
+    before = len(_ahead._running)
+    reference = gone_through()
     gc.collect()
     assert reference() is None
-    assert before >= set(_ahead._running)
+    assert len(_ahead._running) <= before
 
 
 # --- as Batches have it
@@ -277,6 +291,24 @@ def same(value: Any) -> Any:
 def test_functions_of_the_users_are_called_in_one_thread(tmp_path: Path, make: Callable[[Path], Batches]) -> None:
     DenseMmap.from_ndarray(tmp_path / "m", np.arange(400))
     assert set(makers_of(make(tmp_path))) == {"mmap_ninja"}
+
+
+@pytest.mark.parametrize("options", [{}, {"transform": same, "layout": "stack"}], ids=["none", "transform"])
+def test_batches_come_where_no_thread_can_be_had(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    large = DenseMmap.from_ndarray(tmp_path / "m", np.arange(64 << 17).reshape(64, 1 << 17))
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    memory = []
+    for k, batch in enumerate(Batches(large, 8, empty=np.empty, **options)):
+        np.testing.assert_array_equal(batch, large[8 * k : 8 * k + 8])
+        memory.append(weakref.ref(batch))
+        del batch
+    assert len(memory) == 8
+    assert [reference() for reference in memory] == [None] * 8
 
 
 def test_an_order_of_the_users_is_gone_through_in_one_thread(tmp_path: Path) -> None:

@@ -36,11 +36,12 @@ class _Channel(Generic[T]):
 
     def __init__(self, items: Generator[T, None, None], most: int, stopped: threading.Event) -> None:
         self._items, self._stopped = items, stopped
+        self.thread = threading.Thread(target=self.fill, name=NAME, daemon=True)
         self._ready: SimpleQueue[Any] = SimpleQueue()
         self._room: SimpleQueue[None] = SimpleQueue()  # one for each item that may be made
         for _ in range(most + 1):  # while `most` are ready, the next one is made
             self._room.put(None)
-        self.is_orphan = self.is_ended = self.is_over = self.is_retiring = False
+        self.is_orphan = self.is_over = self.is_retiring = False
         self.making = 0.0  # seconds, of the last item
         self._error: BaseException | None = None
         self._has_retired = False
@@ -76,7 +77,6 @@ class _Channel(Generic[T]):
         item = self._ready.get()
         if item is _END:
             self._ready.put(_END)  # for the next call
-            self.is_ended = True
             if self._has_retired:
                 self.is_over = True  # others go on with the items, until they are stopped
                 raise Retired
@@ -118,12 +118,11 @@ class Ahead(Generic[T]):
 
     def __init__(self, items: Generator[T, None, None], most: int, stopped: threading.Event | None = None) -> None:
         self._channel: _Channel[T] = _Channel(items, most, stopped or threading.Event())
-        self._thread = threading.Thread(target=self._channel.fill, name=NAME, daemon=True)
-        _running[self._thread] = self._channel
+        self._thread = self._channel.thread
+        _running.add(self._channel)
         try:
             self._thread.start()
         except RuntimeError:  # there are no more threads
-            _running.pop(self._thread)
             self._channel.is_over = True
             raise
 
@@ -131,13 +130,7 @@ class Ahead(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        try:
-            return self._channel.get()
-        finally:
-            if self._channel.is_ended:
-                # An error that is raised refers to whoever gets it: nothing that lives longer may refer to the error.
-                _running.pop(self._thread, None)
-                self._thread.join(PATIENCE)
+        return self._channel.get()
 
     @property
     def making(self) -> float:
@@ -166,11 +159,12 @@ class Ahead(Generic[T]):
             self._channel.stop()
 
 
-_running: weakref.WeakKeyDictionary[threading.Thread, _Channel[Any]] = weakref.WeakKeyDictionary()
+# Only a thread that runs keeps its channel, whose error may refer to all that was there when it was raised.
+_running: weakref.WeakSet[_Channel[Any]] = weakref.WeakSet()
 
 
 def _leave_all() -> None:
-    for channel in _running.values():
+    for channel in _running:
         channel.leave()
     _running.clear()
 
@@ -182,7 +176,8 @@ if hasattr(os, "register_at_fork"):
 @atexit.register
 def _stop_all() -> None:
     # A daemon thread that still runs while the interpreter is taken apart can crash it.
-    for thread, channel in list(_running.items()):
+    for channel in list(_running):
         channel.stop()
-        thread.join()
+        with suppress(RuntimeError):  # it was never started
+            channel.thread.join()
         channel.is_over = True  # what is taken apart later does not need the names of this module

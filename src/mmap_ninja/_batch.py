@@ -146,6 +146,7 @@ class Maker:
             self._helper = self._helper or _executor(1)
             self._begun.append(self._helper.submit(work))
         except RuntimeError:
+            self._helper, self._is_helped = None, False  # it would keep the work
             return None
         return self._begun[-1]
 

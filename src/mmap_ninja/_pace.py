@@ -47,8 +47,8 @@ class Pace:
 class Paced(Generic[T]):
     """An iterator over `items`, which are made by a thread up to `most` ahead while it pays, else by whoever asks.
 
-    Whoever makes them calls what they call: nothing that depends on the thread. All else is as with `Ahead`, but for
-    an error, which is raised once. What is learned stays in `pace`.
+    Whoever makes them calls what they call: nothing that depends on the thread. All else is as with `Ahead`, but that
+    an error may be raised only once. What is learned stays in `pace`.
     """
 
     def __init__(self, items: Generator[T, None, None], most: int, stopped: threading.Event, pace: Pace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -56,7 +57,8 @@ class Batches:
         threads: How many threads call `transform` and `wrapper_fn`; the order stays. They help where functions
             release the GIL: decoding images, NumPy.
         prefetch: How many batches the background thread makes ahead, with a second one that copies half of what is
-            large; 0 for no thread. None are made ahead where handing them over takes longer than what it saves.
+            large; 0 for no thread. Where no function is called, and handing batches over takes longer than what it
+            saves, none are made ahead.
         readahead: How many batches before its turn the kernel is told to read one from the disk; `"auto"` does so as
             long as the disk is read.
         pad_globally: Whether `"padded"` goes by the longest sample of the whole batch, not of this reader's part of it,
@@ -210,7 +212,7 @@ class Batches:
         """The maps as they were when a batch of this epoch was asked for after one of another, and what reads them."""
         opened = self._by_number  # read once: other threads may ask for other epochs
         if opened is None or opened[0] != epoch:
-            self._by_number = None  # which lets go of what an older epoch has read
+            opened = self._by_number = None  # which lets go of the maps of an older epoch
             fields = each(_pinned, self._fields)
             self._check(fields)
             maker = Maker(fields, replace(self._recipe, threads=1), threading.Event())
@@ -247,8 +249,11 @@ class Batches:
             return made
         # A function of the user's may depend on what belongs to a thread: a cursor, or what torch saves for gradients.
         is_own = self._recipe.is_own and isinstance(self._order, Order) and not _have_wrappers(fields)
-        ahead = self._prefetch, stopped
-        return Paced(made, *ahead, self._pace) if is_own else Ahead(made, *ahead)
+        if is_own:
+            return Paced(made, self._prefetch, stopped, self._pace)
+        with suppress(RuntimeError):  # no thread can be had
+            return Ahead(made, self._prefetch, stopped)
+        return made
 
     def _made(self, fields: Fields, epoch: int, start: int, stopped: threading.Event) -> Generator[Any, None, None]:
         """The same, made in this thread and those for the samples."""

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from mmap_ninja import Padding
-from mmap_ninja.collate import PADDED, STACK, Layouts, Part
+from mmap_ninja.collate import PADDED, STACK, Form, Layouts, Part
 from mmap_ninja.errors import ArgumentError, about
-from mmap_ninja.fields import TEXTS, Fields, each, each_part, is_ragged, leaves
+from mmap_ninja.fields import TEXTS, Fields, alike, each, each_part, is_ragged, leaves, named_parts
 from mmap_ninja.indexing import integer
 from mmap_ninja.packing import PackedOrder, check_pad_value
 from mmap_ninja_jax.process import check_lists, check_shapes
@@ -75,8 +75,8 @@ def of_made(layout: Any, pad_value: Any, buckets: Any, sharding: Any, *, is_shar
         pad_value = _bucketed(buckets, pad_value)
     if sharding is not None:
         check_lists(layouts)
-        if is_shared and PADDED in [one for _, one in leaves(layouts)]:
-            pad_value = each(_fixed, pad_value)
+        if is_shared:
+            pad_value = _fixed_made(layouts, pad_value)
     return {"layout": layouts, "pad_value": pad_value}
 
 
@@ -129,6 +129,18 @@ def _fixed(padding: Any) -> Padding:
     if None in lengths:
         raise ArgumentError(_UNEVEN)
     return replace(padding, length=lengths)
+
+
+def _fixed_made(layout: Any, pad_value: Any) -> Any:
+    """The same of what a transform makes: `pad_value` with a length for each axis of each part that is padded."""
+    if isinstance(layout, Mapping | tuple):
+        form, given = Form(layout, pad_value), dict(named_parts(layout))
+        return alike(layout, {key: _fixed_made(part, form.part(given, key).pad_value) for key, part in given.items()})
+    if layout != PADDED:
+        return pad_value
+    if isinstance(pad_value, Mapping | tuple):
+        raise ArgumentError("pad_value has entries for parts: let layout have one for each part that is padded, too")
+    return _fixed(pad_value)
 
 
 def _fixed_part(part: Part) -> Part:

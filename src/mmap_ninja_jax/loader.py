@@ -50,8 +50,8 @@ class MmapLoader:
         sharding: A `jax.sharding.Sharding` of the first axis, and of others if a batch has them: batches are global
             arrays then, of which each process reads what its devices hold. Several processes pad what functions make
             to a given length only: `pad_value=Padding(length=...)`.
-        prefetch: How many batches are gathered ahead, as long as that is faster; on GPU and TPU one more is on its way
-            to the device.
+        prefetch: How many batches are gathered ahead, as by `Batches`; on GPU and TPU one more is on its way to the
+            device.
         shard: Which reader this is, and of how many: `ReaderShard(index, count)`. By default the part that `sharding`
             says, without one that of `jax.process_index()` of `jax.process_count()`.
 

@@ -52,7 +52,7 @@ class MmapLoader:
         device: Where batches go. To a CUDA device, they go from pinned memory and on a stream of their own, while the
             one before is in use.
         pin_memory: Whether batches are gathered into pinned memory; by default if `device` is a CUDA device.
-        prefetch: How many batches the background thread makes ahead, as long as that is faster; 0 for no thread.
+        prefetch: How many batches the background thread makes ahead, as that of `Batches` does; 0 for no thread.
         readahead: How many batches before its turn the kernel is told to read one from the disk; `"auto"` does so as
             long as the disk is read.
         shard: Which reader this is, and of how many; by default rank and world size of `torch.distributed`.

@@ -20,7 +20,7 @@ from mmap_ninja import Batches, DenseMmap, _ahead, open_map
 from mmap_ninja._ahead import Ahead
 from mmap_ninja._pace import Pace, Paced
 
-WINDOW = 18  # six times the three items that belong together with two of them ahead
+BLOCK = 3  # items that belong together with two of them ahead
 
 
 def threads() -> list[threading.Thread]:
@@ -62,46 +62,56 @@ def paced(items: Items, pace: Pace, most: int = 2) -> Paced[int]:
 class Set(Pace):
     """It changes only when a test says so."""
 
-    def count(self, making: float, using: float) -> None:
+    def __init__(self, most: int) -> None:
+        super().__init__(most)
+        self.pays = True
+
+    def count(self, making: float, using: float, *, is_ahead: bool) -> None:
         assert making >= 0
         assert using >= 0
 
 
 @pytest.mark.parametrize(
     ("making", "using", "pays"),
-    [(1e-5, 1.0, False), (1.0, 1e-5, False), (1e-3, 1e-3, True), (1.4e-4, 1.4e-4, False), (1.6e-4, 1.6e-4, True)],
+    [(1e-5, 1.0, False), (1.0, 1e-5, False), (1e-3, 1e-3, True), (2.9e-4, 2.9e-4, False), (3.1e-4, 3.1e-4, True)],
 )
 def test_a_thread_pays_where_both_sides_take_longer_than_handing_over(making: float, using: float, pays: bool) -> None:
     pace = Pace(2)
-    for _ in range(WINDOW - 1):
-        pace.count(making, using)
-        assert pace.pays
-    pace.count(making, using)
+    for _ in range(BLOCK):
+        pace.count(making, using, is_ahead=False)
+        assert not pace.pays
+    pace.count(making, using, is_ahead=False)
     assert pace.pays == pays
 
 
-def test_what_does_not_pay_has_to_pay_twice_to_come_back() -> None:
+def test_it_is_looked_at_again_when_a_thread_has_made_many() -> None:
     pace = Pace(2)
-    for seconds, pays in [(1e-5, False), (2.5e-4, False), (3.5e-4, True), (2.5e-4, True), (1e-4, False)]:
-        for _ in range(WINDOW):
-            pace.count(seconds, seconds)
-        assert pace.pays == pays
+    for seconds in [1e-3, 1e-5, 1e-3]:
+        for _ in range(BLOCK + 1):
+            pace.count(seconds, seconds, is_ahead=False)
+        assert pace.pays == (seconds > 1e-4)
+        for k in range(128 * BLOCK + 1 if pace.pays else 0):
+            assert pace.pays, k
+            pace.count(0.0, 1e-5, is_ahead=True)  # as if it took no time
+        assert not pace.pays
+        for _ in range(BLOCK):  # they are on their way yet
+            pace.count(1.0, 1.0, is_ahead=True)
+        assert not pace.pays
 
 
 def test_what_is_used_in_bursts_is_made_ahead_if_it_may_be_that_far_ahead() -> None:
-    bursts = [0.1, *[1e-6] * 31]  # a step after every 32nd batch
-    for most, pays in [(2, False), (32, True)]:
-        pace = Pace(most)
-        for using in bursts * 10:
-            pace.count(1e-3, using)
-        assert pace.pays == pays
+    pace = Pace(32)
+    for using in [0.1, *[1e-6] * 31, 0.1, 1e-6]:  # a step after every 32nd batch
+        assert not pace.pays
+        pace.count(1e-3, using, is_ahead=False)
+    assert pace.pays
 
 
-def test_one_long_step_does_not_decide() -> None:
+def test_one_long_step_at_the_start_does_not_decide() -> None:
     pace = Pace(2)
-    for using in [30.0, *[1e-5] * (WINDOW - 1)]:  # a step that is compiled
-        pace.count(2e-4, using)
-    assert not pace.pays
+    for using in [30.0, *[1e-5] * 20]:  # a step that is compiled
+        pace.count(2e-3, using, is_ahead=False)
+        assert not pace.pays
 
 
 @pytest.mark.parametrize("most", [1, 2, 5])

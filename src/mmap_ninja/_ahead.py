@@ -9,7 +9,6 @@ import weakref
 from collections.abc import Generator
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -42,7 +41,6 @@ class _Channel(Generic[T]):
         for _ in range(most + 1):  # while `most` are ready, the next one is made
             self._room.put(None)
         self.is_orphan = self.is_over = self.is_retiring = False
-        self.making = 0.0  # seconds, of the last item
         self._error: BaseException | None = None
         self._has_retired = False
 
@@ -65,11 +63,9 @@ class _Channel(Generic[T]):
             if self.is_retiring and not self._stopped.is_set():
                 self._has_retired = True
                 return
-            started = perf_counter()
             item = _END if self._stopped.is_set() else next(self._items, _END)
             if item is _END or self._stopped.is_set():
                 return
-            self.making = perf_counter() - started
             self._ready.put(item)
             del item  # the one who takes it may be the last to hold it
 
@@ -131,11 +127,6 @@ class Ahead(Generic[T]):
 
     def __next__(self) -> T:
         return self._channel.get()
-
-    @property
-    def making(self) -> float:
-        """Seconds that an item took that was made not long ago."""
-        return self._channel.making
 
     def retire(self) -> None:
         """Let the thread end without closing `items`; after those that are ready, `Retired` is raised."""

@@ -12,36 +12,40 @@ from mmap_ninja._ahead import Ahead, Retired
 
 T = TypeVar("T")
 
-_COST = 150e-6  # seconds to hand an item over, with both threads waiting for the interpreter's lock in turn
-_WINDOW = 16  # items that are looked at together, or more
+_COST = 300e-6  # seconds to hand an item over, with both threads waiting for the interpreter's lock in turn
+_PERIOD = 128  # blocks that a thread makes until it is looked at again whether it pays
 
 
 class Pace:
-    """Whether a thread that is up to `most` items ahead pays, by how long the last ones took to be made and to be used.
+    """Whether a thread that is up to `most` items ahead pays, by how long items take to be made and to be used.
 
     Of making some items while others are used, the shorter of both times is saved. Where that is less than handing
-    them over takes, as with small batches and a quick step, they come faster without a thread.
+    them over takes, as with small batches and a quick step, they come faster without a thread. Both times are measured
+    without one, as each thread waits for the other: of some items at first, and of as many now and then.
     """
 
     def __init__(self, most: int) -> None:
-        self.pays = True
         self._block = most + 1  # items that can be made while one is used, or used while one is made
-        self._begin()
+        self._begin(pays=False)
 
-    def _begin(self) -> None:
-        self._making = self._using = self._saved = 0.0
-        self._count = 0
-
-    def count(self, making: float, using: float) -> None:
-        """Take the seconds of another item into account."""
-        self._making, self._using, self._count = self._making + making, self._using + using, self._count + 1
-        if self._count % self._block:
-            return
-        self._saved += min(self._making, self._using)
+    def _begin(self, *, pays: bool) -> None:
+        self.pays = pays
         self._making = self._using = 0.0
-        if self._count >= _WINDOW:
-            self.pays = self._saved / self._count > (_COST if self.pays else 2 * _COST)
-            self._begin()
+        self._count = -1  # the first one may be longer in use than others: a step is compiled
+
+    def count(self, making: float, using: float, *, is_ahead: bool) -> None:
+        """Take the seconds of another item into account, which a thread has made ahead or not."""
+        if is_ahead != self.pays:  # of those that were on their way when it changed
+            return
+        self._count += 1
+        if is_ahead:
+            if self._count >= _PERIOD * self._block:
+                self._begin(pays=False)
+        elif self._count > 0:
+            self._making, self._using = self._making + making, self._using + using
+            if self._count >= self._block:
+                saved = min(self._making, self._using) / self._count
+                self._begin(pays=saved > _COST)
 
 
 class Paced(Generic[T]):
@@ -54,7 +58,7 @@ class Paced(Generic[T]):
     def __init__(self, items: Generator[T, None, None], most: int, stopped: threading.Event, pace: Pace) -> None:
         self._items, self._most, self._stopped, self._pace = items, most, stopped, pace
         self._ahead = self._begun()
-        self._making = 0.0  # seconds, of the last item
+        self._making, self._is_ahead = 0.0, False  # seconds, of the last item, and whether a thread has made it
         self._given: float | None = None  # when it was handed out
 
     def __iter__(self) -> Paced[T]:
@@ -62,7 +66,7 @@ class Paced(Generic[T]):
 
     def __next__(self) -> T:
         if self._given is not None:
-            self._pace.count(self._making, perf_counter() - self._given)
+            self._pace.count(self._making, perf_counter() - self._given, is_ahead=self._is_ahead)
         item = self._next()
         self._given = perf_counter()
         return item
@@ -74,13 +78,13 @@ class Paced(Generic[T]):
             if not self._pace.pays:
                 self._ahead.retire()
             try:
-                self._making = self._ahead.making
+                self._is_ahead = True
                 return next(self._ahead)
             except Retired:
                 self._ahead = None
         started = perf_counter()
         item = next(self._items)
-        self._making = perf_counter() - started
+        self._making, self._is_ahead = perf_counter() - started, False
         return item
 
     def _begun(self) -> Ahead[T] | None:

@@ -11,6 +11,7 @@ pytest.register_assert_rewrite(
     "jax_data",
     "maps_of_0_9",
     "model",
+    "our_threads",
     "plain_reader",
     "power",
     "take_contract",

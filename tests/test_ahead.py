@@ -7,24 +7,15 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 
 import pytest
 
+import our_threads
 from mmap_ninja._ahead import Ahead
+from our_threads import threads
 
-
-def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "mmap_ninja"]
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    yield
-    gc.collect()
-    for thread in threads():
-        thread.join(10)
-    assert threads() == []
+none_left = our_threads.none_left
 
 
 def counted(made: list[int], stop: int = 10**9) -> Generator[int, None, None]:

@@ -16,24 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+import our_threads
 from mmap_ninja import Batches, DenseMmap, _ahead, open_map
 from mmap_ninja._ahead import Ahead
 from mmap_ninja._pace import Pace, Paced
+from our_threads import threads
 
 BLOCK = 3  # items that belong together with two of them ahead
 
 
-def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "mmap_ninja"]
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    yield
-    gc.collect()
-    for thread in threads():
-        thread.join(10)
-    assert threads() == []
+none_left = our_threads.none_left
 
 
 class Items:

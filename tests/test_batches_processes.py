@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+import our_threads
 from mmap_ninja import DenseMmap, RaggedMmap
 from mmap_ninja.batches import Batches
 from mmap_ninja.order import ReaderShard
 
+always_ahead = our_threads.always_ahead
 ROWS = [np.arange(k, k + k % 7) for k in range(40)]
 METHODS = sorted(set(multiprocessing.get_all_start_methods()) & {"fork", "spawn", "forkserver"})
 

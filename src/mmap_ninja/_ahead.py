@@ -114,10 +114,9 @@ class Ahead(Generic[T]):
 
     def __init__(self, items: Generator[T, None, None], most: int, stopped: threading.Event | None = None) -> None:
         self._channel: _Channel[T] = _Channel(items, most, stopped or threading.Event())
-        self._thread = self._channel.thread
         _running.add(self._channel)
         try:
-            self._thread.start()
+            self._channel.thread.start()
         except RuntimeError:  # there are no more threads
             self._channel.is_over = True
             raise
@@ -142,7 +141,7 @@ class Ahead(Generic[T]):
             return
         self._channel.stop()
         if not self._channel.is_orphan and not is_ours():
-            self._thread.join(PATIENCE)
+            self._channel.thread.join(PATIENCE)
 
     def __del__(self) -> None:
         # Without waiting: the thread may be in a function of the user that needs what this one holds.

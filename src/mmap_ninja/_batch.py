@@ -245,10 +245,10 @@ def _gathered(one: Any, indices: Positions, form: Form, empty: Empty, among: Amo
     """The stored samples of one map: of texts and bytes a list, in every layout."""
     if one.kind in TEXTS or form.layout == LIST:
         return one._gather(indices, LIST, empty)
-    if form.layout == PADDED and among is not None:
-        return one._gather(among.whole, PaddedPart(form.padding, among.part), empty)
     if form.layout == PADDED:
-        return one._gather(indices, form.padding, empty)
+        if among is None:
+            return one._gather(indices, form.padding, empty)
+        return one._gather(among.whole, PaddedPart(form.padding, among.part), empty)
     batch = one._gather(indices, JAGGED, empty)
     return batch if form.layout == JAGGED else _stacked(batch, indices)
 

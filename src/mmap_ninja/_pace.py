@@ -57,7 +57,7 @@ class Paced(Generic[T]):
 
     def __init__(self, items: Generator[T, None, None], most: int, stopped: threading.Event, pace: Pace) -> None:
         self._items, self._most, self._stopped, self._pace = items, most, stopped, pace
-        self._ahead = self._begun()
+        self._ahead: Ahead[T] | None = None
         self._making, self._is_ahead = 0.0, False  # seconds, of the last item, and whether a thread has made it
         self._given: float | None = None  # when it was handed out
 

@@ -20,7 +20,7 @@ from mmap_ninja._pace import Pace, Paced
 from mmap_ninja._readahead import Warmth, advise_by_number, advised, check_readahead
 from mmap_ninja.collate import PADDED, Form, Part, parts
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapChangedError, noted
-from mmap_ninja.fields import Fields, each, leaves, length, opened
+from mmap_ninja.fields import Fields, each, have_wrappers, leaves, length, opened
 from mmap_ninja.gather import Array, Empty
 from mmap_ninja.indexing import Positions, boolean, integer
 from mmap_ninja.order import Order, ReaderShard
@@ -248,7 +248,7 @@ class Batches:
         if not self._prefetch:
             return made
         # A function of the user's may depend on what belongs to a thread: a cursor, or what torch saves for gradients.
-        is_own = self._recipe.is_own and isinstance(self._order, Order) and not _have_wrappers(fields)
+        is_own = self._recipe.is_own and isinstance(self._order, Order) and not have_wrappers(fields)
         if is_own:
             return Paced(made, self._prefetch, stopped, self._pace)
         with suppress(RuntimeError):  # no thread can be had
@@ -283,10 +283,6 @@ def _checked(empty: Empty, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Arra
 
 def _will_need(fields: Fields, indices: Positions) -> None:
     each(lambda field: field.will_need(indices), fields)
-
-
-def _have_wrappers(fields: Fields) -> bool:
-    return any(field.wrapper_fn is not None for _, field in leaves(fields))
 
 
 def _expect(fields: Fields, random: bool) -> None:

@@ -157,6 +157,11 @@ def is_ragged(one: Any) -> bool:
     return one.wrapper_fn is None and one.kind not in TEXTS and not hasattr(one, "sample_shape")
 
 
+def have_wrappers(fields: Fields) -> bool:
+    """Whether a function of the user's makes the samples of any of the maps."""
+    return any(one.wrapper_fn is not None for _, one in leaves(fields))
+
+
 def rows(parts: Any) -> Sequence[Any]:
     """The samples of a batch, made of dicts and tuples of lists or arrays of their parts.
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from mmap_ninja import Batches, ReaderShard
 from mmap_ninja.collate import Layouts, Part
 from mmap_ninja.errors import ArgumentError
-from mmap_ninja.fields import Fields, each, each_named, is_ragged, leaves, length, rows
+from mmap_ninja.fields import Fields, each, each_named, have_wrappers, is_ragged, leaves, length, rows
 from mmap_ninja_tf import signature as signatures
 from mmap_ninja_tf.columns import Columns
 from mmap_ninja_tf.convert import Conversion
@@ -95,7 +95,7 @@ class Batched:
             tensors = tf.numpy_function(fetch, [number], dtypes)
             return conversion.packed(tf.nest.flatten(tensors))  # run eagerly, a single one is in no list
 
-        has_functions = self._is_made or any(one.wrapper_fn for _, one in leaves(self._fields))
+        has_functions = self._is_made or have_wrappers(self._fields)
         calls = threads if has_functions else max(threads, _GATHERING)
         epoch = tf.data.Dataset.range(1).flat_map(numbers)  # begun anew by each iterator
         counted = epoch.apply(tf.data.experimental.assert_cardinality(count))

@@ -68,14 +68,14 @@ def no_sync_of_the_temporary_manifest() -> AbstractContextManager[None]:
 
 
 def no_sync_of_the_folder() -> AbstractContextManager[None]:
-    return patched(sync_folder=lambda path: None)
+    return patched(sync_folder=lambda path, fd=None: None)
 
 
 def manifest_written_in_place() -> AbstractContextManager[None]:
     real_create, real_replace = disk.create_temporary, disk.replace
 
-    def create_temporary(path: str, start: bytes) -> int:
-        return real_create(path.removesuffix(".new"), start)
+    def create_temporary(path: str) -> int:
+        return real_create(path.removesuffix(".new"))
 
     def replace(source: str, target: str) -> None:
         if not source.endswith(".new"):

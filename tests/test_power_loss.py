@@ -191,7 +191,7 @@ def test_a_part_built_map_that_is_refused_is_called_one(tmp_path: Path, lost: st
     path = tmp_path / "map" / "data.npy"
     raw = path.read_bytes()
     path.unlink() if lost == "missing" else path.write_bytes(raw[:-1] if lost == "short" else bytes(len(raw)))
-    with rebooted(), pytest.raises(MapCorruptError, match="was being built when the machine stopped"):
+    with rebooted(), pytest.raises(MapCorruptError, match="was being built when the machine or its disk stopped"):
         open_map(tmp_path / "map")
 
 

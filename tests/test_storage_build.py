@@ -138,13 +138,32 @@ def test_a_foreign_file_where_a_dictionary_goes(tmp_path: Path) -> None:
     assert (tmp_path / "map/zstd.dict").read_bytes() == b"not ours"
 
 
-def test_a_foreign_building_json_beside_a_map(tmp_path: Path) -> None:
+STALE = b"\x7fELF of another file"  # what a power cut leaves in a file whose blocks were not written
+
+
+@pytest.mark.parametrize("name", ["building.json", "building.json.new", "manifest.json.new"])
+@pytest.mark.parametrize("act", [lambda f: RaggedMmap(f).append(NEW[0]), lambda f: RaggedMmap.from_lists(f, NEW)])
+def test_stale_blocks_under_a_name_of_ours_are_in_no_writers_way(
+    tmp_path: Path, name: str, act: Callable[[Path], object]
+) -> None:
     RaggedMmap.from_lists(tmp_path / "map", OLD)
+    (tmp_path / "map" / name).write_bytes(STALE)
+    assert [one.kind for one in verify(tmp_path / "map")] == ["leftover"]
+    act(tmp_path / "map")
+    assert len(open_map(tmp_path / "map")) in (len(OLD) + 1, len(NEW))
+    if name != "building.json":  # what a build was interrupted in stays until another build begins
+        assert not (tmp_path / "map" / name).exists()
+    (tmp_path / "map" / name).write_bytes(STALE)
+    assert [one.repaired for one in verify(tmp_path / "map", repair=True)] == [True]
+    assert not (tmp_path / "map" / name).exists()
+
+
+def test_a_building_json_in_a_folder_of_no_map_is_of_somebody_else(tmp_path: Path) -> None:
+    (tmp_path / "map").mkdir()
     (tmp_path / "map/building.json").write_bytes(b'{"my": "houses"}')
-    with pytest.raises((ForeignFileError, MapCorruptError), match=r"building\.json"):
+    with pytest.raises(MapCorruptError, match=r"building\.json is not a manifest"):
         RaggedMmap.from_lists(tmp_path / "map", NEW)
-    assert (tmp_path / "map/building.json").read_bytes() == b'{"my": "houses"}'
-    assert same(open_map(tmp_path / "map")[:], OLD)
+    assert tree(tmp_path / "map") == {"building.json": b'{"my": "houses"}'}
 
 
 @pytest.mark.parametrize("name", ["index-2.npy", "index-2.crc"])
@@ -270,9 +289,11 @@ def test_a_part_built_map_is_checked_after_a_reboot(tmp_path: Path, rebooted: Ca
     rebooted()
     assert same(listed(part(tmp_path / "map")), NEW[:3])
     damage(tmp_path / "map/data.npy")
-    with pytest.raises(MapCorruptError, match=r"was being built when the machine stopped.*data\.npy.*block 0"):
+    with pytest.raises(
+        MapCorruptError, match=r"was being built when the machine or its disk stopped.*data\.npy.*block 0"
+    ):
         open_map(tmp_path / "map")
-    with pytest.raises(MapCorruptError, match="was being built when the machine stopped"):
+    with pytest.raises(MapCorruptError, match="was being built when the machine or its disk stopped"):
         RaggedMmap.from_generator(tmp_path / "map", iter(NEW), 2, resume=True)
     assert same(RaggedMmap.from_generator(tmp_path / "map", iter(NEW), 2)[:], NEW)
 
@@ -287,7 +308,7 @@ def test_a_boot_that_nobody_knows_is_another_one(tmp_path: Path) -> None:
     stop(RaggedMmap, tmp_path / "map", NEW[:3])
     forge(tmp_path / "map", "building.json", building={"boot_id": None, "upgrade": False})
     damage(tmp_path / "map/data.npy")
-    with pytest.raises(MapCorruptError, match="was being built when the machine stopped"):
+    with pytest.raises(MapCorruptError, match="was being built when the machine or its disk stopped"):
         open_map(tmp_path / "map")
 
 
@@ -372,12 +393,12 @@ def test_an_empty_map_that_was_not_synced_is_synced_by_flush(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["manifest.json.new", "building.json.new"])
-def test_a_foreign_file_where_the_next_manifest_goes(tmp_path: Path, name: str) -> None:
+def test_a_folder_where_the_next_manifest_goes(tmp_path: Path, name: str) -> None:
     m = RaggedMmap.from_lists(tmp_path / "map", OLD)
-    (tmp_path / "map" / name).write_bytes(b"not ours")
-    with pytest.raises(ForeignFileError, match=name):
+    (tmp_path / "map" / name / "mine").mkdir(parents=True)
+    with pytest.raises(ForeignFileError, match=f"{name} is no regular file"):
         m.append(NEW[0]) if name.startswith("manifest") else RaggedMmap.from_lists(tmp_path / "map", NEW)
-    assert (tmp_path / "map" / name).read_bytes() == b"not ours"
+    assert (tmp_path / "map" / name / "mine").is_dir()
     assert same(open_map(tmp_path / "map")[:], OLD)
 
 

@@ -343,7 +343,7 @@ def test_folders_on_the_way_are_made_and_synced(tmp_path: Path) -> None:
     synced: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         real = disk.sync_folder
-        patch.setattr(disk, "sync_folder", lambda path: synced.append(path) or real(path))
+        patch.setattr(disk, "sync_folder", lambda path, *fd: synced.append(path) or real(path, *fd))
         RaggedMmap.from_lists(tmp_path / "a/b/map", OLD)
     assert synced[:3] == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a/b")]
 

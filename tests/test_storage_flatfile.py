@@ -12,6 +12,7 @@ from mmap_ninja import BytesMmap, DenseMmap, RaggedMmap, StringsMmap, open_map
 from mmap_ninja._storage.commit import commit
 from mmap_ninja._storage.decode import decode
 from mmap_ninja._storage.flatfile import BLOCK, appended, check_blocks, npy_header
+from mmap_ninja._storage.lock import Lock
 from mmap_ninja._storage.manifest import File
 from mmap_ninja.errors import MapCorruptError
 from plain_reader import arrays, check, fields, same, samples
@@ -208,7 +209,8 @@ def test_a_commit_takes_many_chunks(tmp_path: Path) -> None:
     m = DenseMmap.from_ndarray(tmp_path / "map", np.arange(5, dtype=np.uint8))
     state = decode((tmp_path / "map/manifest.json").read_bytes(), "")
     chunks = [b"\1", bytearray(b"\2\3"), memoryview(b""), memoryview(b"\4")]
-    commit(str(tmp_path / "map"), state, replace(state, length=9), {"data": chunks})
+    with Lock(str(tmp_path / "map")) as lock:
+        commit(lock, state, replace(state, length=9), {"data": chunks})
     assert open_map(tmp_path / "map")[5:].tolist() == [1, 2, 3, 4]
     assert len(m) == 5
     check(tmp_path / "map")

@@ -224,7 +224,7 @@ def test_a_flush_that_failed_can_be_made_again(tmp_path: Path) -> None:
     assert open_map(tmp_path / "map")[[5, 300_000]].tolist() == [-5, -300_000]
 
 
-def no_room(path: str, start: bytes) -> int:
+def no_room(path: str) -> int:
     raise DiskError(errno.ENOSPC, "No space left on device", path)
 
 

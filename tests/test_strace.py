@@ -119,7 +119,7 @@ def told(act: Callable[[], object], fd: int) -> None:
     try:
         act()
     except Exception as error:
-        found = [os.getpid(), repr(error), isinstance(error, MmapNinjaError), getattr(error, "errno", None)]
+        found = [os.getpid(), str(error), isinstance(error, MmapNinjaError), getattr(error, "errno", None)]
         os.write(fd, json.dumps(found).encode() + b"\n")
 
 

@@ -29,8 +29,11 @@ from mmap_ninja.errors import (
     MapReadOnlyError,
     SampleError,
     SyncError,
+    after_commit,
+    before_commit,
+    set_committed,
 )
-from mmap_ninja.indexing import is_single, position, positions
+from mmap_ninja.indexing import integer, is_single, position, positions
 
 _MOST_METADATA = 500_000  # characters; indented, the manifest stays below its 1 MiB
 
@@ -55,24 +58,36 @@ class Writing(Reading):
     def _patch(self, snapshot: Snapshot, i: int, value: Any) -> tuple[int, memoryview]:
         """Where the bytes of sample i begin in the data, and the bytes of `value` in their place."""
 
-    def append(self, sample: Any, sync: bool = True, timeout: float = 0.0) -> None:
+    def append(
+        self, sample: Any, sync: bool = True, timeout: float = 0.0, *, expected_length: int | None = None
+    ) -> None:
         """Add one sample; see `extend`, which is much faster for many."""
-        self._extend([sample], sync=sync, timeout=timeout)
+        self._extend([sample], sync, timeout, expected_length)
 
-    def extend(self, samples: Any, sync: bool = True, timeout: float = 0.0) -> None:
+    def extend(
+        self, samples: Any, sync: bool = True, timeout: float = 0.0, *, expected_length: int | None = None
+    ) -> None:
         """Add samples at the end, all of them or none.
 
         When the call returns, they are durable; with `sync=False` they are safe against a kill of the process, and
         against a power cut after `flush`, or once the kernel has written them back: until then it may cost the map,
-        and `verify` tells. `timeout` is how many seconds to wait for another writer. Raises `SampleError`,
-        `SampleTypeError`, `MapLockedError`, `MapChangedError`, `DiskError`; then no sample was added, unless a
-        `SyncError` says that they are there and may not last.
-        """
-        self._extend(many(samples), sync=sync, timeout=timeout)
+        and `verify` tells. `timeout` is how many seconds to wait for another writer.
 
-    def _extend(self, samples: Samples, *, sync: bool, timeout: float) -> None:
+        With `expected_length`, the call may be made again after any error, or by a program that was started again: it
+        adds the samples where the map has that many samples, and does nothing where these very samples follow them
+        already, as the last ones. Another length is a `MapChangedError`.
+
+        Raises `SampleError`, `SampleTypeError`, `MapLockedError`, `MapChangedError`, `DiskError`. No sample was added
+        if `error.committed` is False, as it nearly always is; see `MmapNinjaError`.
+        """
+        self._extend(many(samples), sync, timeout, expected_length)
+
+    def _extend(self, samples: Samples, sync: bool, timeout: float, expected_length: int | None) -> None:
+        if expected_length is not None:
+            integer("expected_length", expected_length, 0)
         with self._change:
-            self._renew_checksums(timeout)
+            with before_commit():
+                self._renew_checksums(timeout)
             snapshot = self._opened()
             if len(samples) == 0:
                 return
@@ -81,11 +96,13 @@ class Writing(Reading):
             with self._writer(snapshot, timeout) as writer:
                 if not writer.state.takes_same(snapshot.manifest):  # another writer was faster
                     batch = encode(writer.state, samples)
-                writer.append(batch, sync=sync)
-                writer.finish(sync=sync)
-            self._is_unsynced = self._is_unsynced or not sync
-            self._patience = max(self._patience, timeout)
-            self._load_written(writer.state)
+                if expected_length is None or not writer.has(batch, expected_length, sync=sync):
+                    writer.append(batch, sync=sync)
+                    writer.finish(sync=sync)
+            with after_commit():
+                self._is_unsynced = self._is_unsynced or not sync
+                self._patience = max(self._patience, timeout)
+                self._load_written(writer.state)
 
     @contextmanager
     def _writer(self, snapshot: Snapshot, timeout: float = 0.0) -> Iterator[Writer]:
@@ -99,6 +116,11 @@ class Writing(Reading):
                     raise MapKindError(f"{self._folder} is a {writer.state.kind} map now, not a {self.kind} one")
                 if self._snapshot is not None and writer.state.id != snapshot.manifest.id:
                     raise MapChangedError(f"the map at {self._folder} was replaced since it was opened; open it again")
+                if writer.state.generation < snapshot.manifest.generation:
+                    raise MapChangedError(
+                        f"{self._folder} holds an older state than this handle has seen, of {writer.state.length} "
+                        "samples, as after a copy was restored there; open it again"
+                    )
                 yield writer
         except SyncError as error:
             self._failure = SyncError(error.errno, error.strerror, error.filename)  # no traceback: it holds files
@@ -128,14 +150,20 @@ class Writing(Reading):
             self._refuse_after_failure()
             if self._patches is not None and not self._patches.is_own():  # this process was forked since
                 self._forget_assignments()
+            if self._patches is not None and self._patches.is_shared():
+                self._renew_checksums()
             if self._patches is None:
-                with self._writer(snapshot) as writer:
+                with before_commit(), self._writer(snapshot) as writer:
                     self._patches = InPlace(writer)
-                moved = Snapshot(self._folder, writer.state, snapshot.length)  # an upgrade may have moved samples
+                    moved = Snapshot(self._folder, writer.state, snapshot.length)  # an upgrade may have moved samples
                 self._load(moved)
                 patches = [self._patch(moved, i, sample) for i, sample in assigned]
-            for at, raw in patches:
-                self._patches.write(at, raw)
+            try:
+                for at, raw in patches:
+                    self._patches.write(at, raw)
+            except BaseException as error:
+                set_committed(error, None)  # some values may be written
+                raise
 
     def flush(self) -> None:
         """Make everything that was written through this handle durable, and renew the checksums of assigned samples."""
@@ -209,13 +237,15 @@ class Writing(Reading):
     def metadata(self, value: Mapping[str, Any]) -> None:
         checked = json_values(value)
         with self._change:
-            self._renew_checksums()
+            with before_commit():
+                self._renew_checksums()
             snapshot = self._state()
             if snapshot is None:
                 raise MapNotFoundError(f"there is no map at {self._folder} yet; append the first sample before that")
             with self._writer(snapshot) as writer:
                 change_map(writer, metadata=checked)
-            self._load_written(writer.state)
+            with after_commit():
+                self._load_written(writer.state)
 
 
 def many(samples: Any) -> Samples:

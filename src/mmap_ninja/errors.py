@@ -15,7 +15,15 @@ from collections.abc import Iterator
 
 
 class MmapNinjaError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package.
+
+    `committed` says what became of the call that raised it: False, nothing of it can be seen; True, readers see the
+    new state, so the same call would add to it (after a `SyncError`, a power cut may still undo it); None, it cannot
+    be told. Other exceptions that leave such a call, a `KeyboardInterrupt` for instance, have the attribute where it
+    is not False.
+    """
+
+    committed: bool | None = False
 
 
 class MapNotFoundError(MmapNinjaError, FileNotFoundError):
@@ -65,15 +73,24 @@ class PartBuiltError(MmapNinjaError, RuntimeError):
 class DiskError(MmapNinjaError, OSError):
     """The operating system refuses: a full disk, a quota, a limit on the size of files, a device that fails.
 
-    `errno` and `filename` are those of the operating system. Nothing was committed; the same call can be made again.
+    `errno` and `filename` are those of the operating system. If `committed` is False, the same call can be made again.
     """
+
+    _VISIBLE = "the new state is visible"
+
+    def __str__(self) -> str:
+        if self.committed is False:
+            return super().__str__()
+        return f"{super().__str__()}; {self._VISIBLE if self.committed else 'the new state may be visible'}"
 
 
 class SyncError(DiskError):
     """The operating system could not make written data durable; the handle refuses to write any more.
 
-    No sample was committed, unless the message says that the new state is visible.
+    No sample was committed, unless `committed` and the message say that the new state is visible.
     """
+
+    _VISIBLE = "the new state is visible, but may not survive a power cut"
 
     is_uncut = False  # whether what was written stayed in the files
 
@@ -118,12 +135,42 @@ class PartBuiltWarning(UserWarning):
     """The map that was opened was never finished."""
 
 
+class HardLinkWarning(UserWarning):
+    """Files of a map had a second name, a hard link, and were copied before the map was written to."""
+
+
 class UpgradeWarning(UserWarning):
     """A folder of mmap_ninja 0.9.0 was upgraded because it was written to."""
 
 
 class SalvageWarning(UserWarning):
     """Not everything in a folder that mmap_ninja 0.9.0 was interrupted in could be saved."""
+
+
+@contextlib.contextmanager
+def after_commit() -> Iterator[None]:
+    """Errors that leave the block say that the new state is visible."""
+    try:
+        yield
+    except BaseException as error:
+        set_committed(error, True)
+        raise
+
+
+@contextlib.contextmanager
+def before_commit() -> Iterator[None]:
+    """Errors that leave the block say that nothing is committed, whatever was committed to prepare for it."""
+    try:
+        yield
+    except BaseException as error:
+        set_committed(error, False)
+        raise
+
+
+def set_committed(error: BaseException, committed: bool | None) -> None:
+    """Say what became of the call that raises this error; see `MmapNinjaError`."""
+    if getattr(error, "committed", False) != committed:
+        error.committed = committed  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

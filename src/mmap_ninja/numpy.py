@@ -16,7 +16,7 @@ from mmap_ninja._storage.build import writing
 from mmap_ninja._storage.disk import explained
 from mmap_ninja._storage.inplace import mark_unchecked
 from mmap_ninja._storage.manifest import DATA, DENSE, Manifest
-from mmap_ninja._storage.snapshot import Snapshot, open_snapshot
+from mmap_ninja._storage.snapshot import Snapshot, is_still, open_snapshot
 from mmap_ninja.dense import DenseMmap
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapChangedError, MapKindError
 
@@ -158,13 +158,7 @@ def _mapped(folder: str, mode: str, id: str | None = None, length: int | None = 
     """Map the data of a dense map; `"armed"` maps it for writing, but does not let anybody write yet."""
     snapshot = _dense_snapshot(folder, id, length)
     warn_if_part_built(snapshot)
-    if mode == "r+":
-        with writing(folder, snapshot.manifest) as writer:
-            if writer.state.length:
-                mark_unchecked(writer)
-            state = writer.state
-    else:
-        state = snapshot.manifest
+    state = _marked(folder, snapshot.manifest) if mode == "r+" else snapshot.manifest
     if id is not None and (state.id != id or state.length < (length or 0)):
         raise MapChangedError(f"the map at {folder} was replaced since this memmap was pickled; open it again")
     length = state.length if length is None else length
@@ -172,10 +166,15 @@ def _mapped(folder: str, mode: str, id: str | None = None, length: int | None = 
         memmap = _memmap(
             folder, state, "r+" if mode == "armed" and os.access(_data_path(folder, state), os.W_OK) else mode
         )
+        was_replaced = not is_still(folder, state)
     except FileNotFoundError:
         if _dense_snapshot(folder).manifest == state:
             raise
-        return _mapped(folder, mode, id, length)  # it was replaced between the two reads
+        was_replaced = True
+    if was_replaced and mode == "r+":
+        raise MapChangedError(f"the map at {folder} was replaced while it was opened; open it again")
+    if was_replaced:
+        return _mapped(folder, mode, id, length)
     if length < len(memmap):
         memmap = cast(Memmap, memmap[:length])
     memmap._folder, memmap._id, memmap._source = folder, state.id, (folder, mode, state.id, length)
@@ -183,6 +182,16 @@ def _mapped(folder: str, mode: str, id: str | None = None, length: int | None = 
         memmap.flags.writeable = False
         memmap._is_armed = True
     return memmap
+
+
+def _marked(folder: str, seen: Manifest) -> Manifest:
+    """The newest state, marked as not checksummed before anything can be written to it."""
+    with writing(folder, seen) as writer:
+        if writer.state.id != seen.id:
+            raise MapChangedError(f"the map at {folder} was replaced while it was opened; open it again")
+        if writer.state.length:
+            mark_unchecked(writer)
+        return writer.state
 
 
 def _data_path(folder: str, state: Manifest) -> str:

@@ -68,14 +68,14 @@ def _salvage(folder: str, keys: Keys, timeout: float, sample_shape: tuple[int, .
         return False
     if find_whole(folder, keys, sample_shape) is None:  # before there is a lock file
         raise MapNotFoundError(f"there is no map of mmap_ninja 0.9.0 at {folder}")
-    with Lock(folder, timeout):
-        settle(folder, keys)
+    with Lock(folder, timeout) as lock:
+        settle(lock, keys)
         if read_json(folder, MANIFEST) is not None:  # an upgrade was interrupted at its very end
             return True
         whole = find_whole(folder, keys, sample_shape)
         if whole is None:
             raise MapNotFoundError(f"the map at {folder} is gone")
-        rewrite(folder, whole[0])
+        rewrite(lock, whole[0])
     if whole[1]:
         warn("\n".join(whole[1]), SalvageWarning)
     return True

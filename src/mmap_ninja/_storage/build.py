@@ -25,7 +25,7 @@ from mmap_ninja._storage.manifest import (
     Manifest,
 )
 from mmap_ninja._storage.names import file_name, free_number
-from mmap_ninja._storage.renew import renewed
+from mmap_ninja._storage.renew import renewed, taken_apart
 from mmap_ninja._storage.snapshot import boot_id, find, find_finished, open_snapshot
 from mmap_ninja._storage.unfinished import resumed, settle, unfinished
 from mmap_ninja._storage.upgrade import upgrade
@@ -37,6 +37,8 @@ from mmap_ninja.errors import (
     PartBuiltError,
     SyncError,
     UpgradeWarning,
+    before_commit,
+    set_committed,
     warn,
 )
 
@@ -57,8 +59,9 @@ def writing(
             raise MapChangedError(f"the map at {folder} is gone since it was opened")
         disk.make_folder(folder)
     with Lock(folder, timeout) as lock:
-        settle(folder, keys)
-        manifest = find(folder, keys)
+        with before_commit():
+            settle(lock, keys)
+            manifest = find(folder, keys)
         if manifest is None or not (manifest.length or manifest.format_1):
             if template.length:
                 raise MapChangedError(f"the map at {folder} was replaced since it was opened; open it again")
@@ -71,13 +74,20 @@ def writing(
             raise PartBuiltError(
                 f"{folder} was never finished ({manifest.length} samples so far); finish it with resume=True"
             )
-        sweep(folder, manifest.obsolete)
         if manifest.format_1 and manifest.kind != template.kind:
             raise MapKindError(f"{folder} is a {manifest.kind} map, not a {template.kind} one")
-        if manifest.format_1:
-            manifest = upgrade(folder, manifest)
-            warn(f"{folder} is a map of mmap_ninja 0.9.0; writing to it upgrades it to format 2", UpgradeWarning)
-        yield Writer(folder, renewed(folder, manifest) if manifest.lost else manifest)
+        with before_commit():
+            state = _made_writable(lock, manifest)
+        yield Writer(lock, state, manifest)
+
+
+def _made_writable(lock: Lock, manifest: Manifest) -> Manifest:
+    """The state of a map after all that has to be done before something is added to it."""
+    sweep(lock, manifest.obsolete)
+    if manifest.format_1:
+        manifest = upgrade(lock, manifest)
+        warn(f"{lock.folder} is a map of mmap_ninja 0.9.0; writing to it upgrades it to format 2", UpgradeWarning)
+    return renewed(lock, manifest) if manifest.lost else taken_apart(lock, manifest)
 
 
 def change_map(writer: Writer, **fields: Any) -> None:
@@ -107,40 +117,43 @@ class Build(Writer):
         timeout: float = 0.0,
         lock: Lock | None = None,
     ) -> None:
-        super().__init__(folder, template)
-        self._template = template
-        self._keys, self._lock, self._timeout = keys, lock, timeout
+        super().__init__(Lock(folder, timeout, at_once=False) if lock is None else lock, template)
+        self._template, self._keys = template, keys
         self._replaced: Manifest | None = None
         self._has_begun, self._owner = False, os.getpid()
-        self._opened = Opened()
+        self._opened = Opened(self.lock)
         self._is_resumable = lock is None  # a first `append` is done again, not resumed
         self._due = 0.0  # when the next manifest is written
-        if lock is None and os.path.exists(os.path.join(folder, LOCK)):
-            self._take_lock()  # a second writer has to hear of it before it converts anything
-        if resume and os.path.exists(os.path.join(folder, BUILDING)):
-            self._begin(resume=True)
+        try:
+            if not self.lock.is_held and os.path.exists(os.path.join(folder, LOCK)):
+                self._take_lock()  # a second writer has to hear of it before it converts anything
+            if resume and os.path.exists(os.path.join(folder, BUILDING)):
+                self._begin(resume=True)
+        except BaseException:
+            self._release()
+            raise
 
     def _take_lock(self) -> None:
         disk.make_folder(self.folder)
-        self._lock = Lock(self.folder, self._timeout)
+        self.lock.acquire()
 
     def _begin(self, *, resume: bool = False) -> None:
         """Name the files of the map, or take over those of the interrupted build."""
-        if self._lock is None:
+        if not self.lock.is_held:
             self._look_for_foreign_files()
             self._take_lock()
         try:
-            settle(self.folder, self._keys)
+            settle(self.lock, self._keys)
             self._replaced = _committed(self.folder, self._keys)
             left = unfinished(self.folder)
             if self._replaced is not None:
-                remove_files(self.folder, set(self._replaced.obsolete) - (left.names() if left else set()))
+                remove_files(self.lock, set(self._replaced.obsolete) - (left.names() if left else set()))
             if resume and left is not None and left.length and not left.is_upgrade:
                 kept = set() if self._replaced is None else self._replaced.names()
-                remove_files(self.folder, set(left.obsolete) - kept)
-                self.state = resumed(self.folder, left, self.state)
+                remove_files(self.lock, set(left.obsolete) - kept)
+                self.state = taken_apart(self.lock, resumed(self.folder, left, self.state))
             else:
-                self.state = self._reserved(self.folder, self.state, left)
+                self.state = self._reserved(self.state, left)
         except BaseException:
             self._release()
             raise
@@ -155,12 +168,12 @@ class Build(Writer):
         """The dictionary of the build so far."""
         return open_snapshot(self.folder, state=self.state).dictionary if self.state.length else None
 
-    def _reserved(self, folder: str, template: Manifest, left: Manifest | None) -> Manifest:
+    def _reserved(self, template: Manifest, left: Manifest | None) -> Manifest:
         """Name the files before they are made, so that a crash leaves nothing behind that nobody knows."""
         kept = set() if self._replaced is None else self._replaced.names()
         swept = _used_names(left)
         roles = _roles(template)
-        number = free_number(folder, roles, _used_names(self._replaced) | swept)
+        number = free_number(self.folder, roles, _used_names(self._replaced) | swept)
         state = replace(
             template,
             files=MappingProxyType({role: File(file_name(role, number)) for role in roles}),
@@ -168,8 +181,8 @@ class Build(Writer):
             synced=False,
             obsolete=tuple(sorted(swept - kept)),
         )
-        write_manifest(folder, state, BUILDING, sync=True)
-        remove_files(folder, state.obsolete)
+        write_manifest(self.lock, state, BUILDING, sync=True)
+        remove_files(self.lock, state.obsolete)
         return state
 
     @property
@@ -195,7 +208,7 @@ class Build(Writer):
     def _commit(self, new: Manifest, appends: Appends, *, sync: bool) -> None:
         with undone(self.state, self._opened):
             for role, chunks in appends.items():
-                new = append(self.folder, new, role, chunks, self._opened)
+                new = append(new, role, chunks, self._opened)
         self.state = new
         if not appends or new.obsolete or (self._is_resumable and time.monotonic() >= self._due):
             self._save()
@@ -205,7 +218,7 @@ class Build(Writer):
 
         Not after each batch: a rename over a file makes ext4 write that file out at once, 1 or 2 ms each time.
         """
-        write_manifest(self.folder, self.state, BUILDING, sync=False)
+        write_manifest(self.lock, self.state, BUILDING, sync=False)
         self._due = time.monotonic() + _SAVE_EVERY
 
     def finish(self, *, sync: bool = True) -> None:
@@ -221,13 +234,15 @@ class Build(Writer):
         state = replace(self.state, files=files, building=None)
         state = replace(state, obsolete=tuple(sorted(gone - state.names())))
         try:
-            self.state = publish(self.folder, state, self._opened, sync=sync)
+            self.state = publish(state, self._opened, sync=sync)
         except BaseException as error:
             # After a failed sync nobody knows what is on the disk: resuming has to write it again. And what is not
             # resumed is done again: it must not be there already.
             if isinstance(error, SyncError) or not self._is_resumable:
                 self.state = self._nothing
-            self._keep(is_lost=isinstance(error, SyncError))  # what is there may say that it is finished
+            is_kept = self._keep(is_lost=isinstance(error, SyncError))  # what is there may say that it is finished
+            if not is_kept and self._replaced is None and getattr(error, "committed", False) is False:
+                set_committed(error, None)
             raise
 
     def _release(self) -> None:
@@ -235,8 +250,7 @@ class Build(Writer):
             with suppress(OSError):  # what counts was synced before
                 self._opened.close()
         finally:
-            if self._lock is not None:
-                self._lock.release()
+            self.lock.release()
 
     def __enter__(self) -> Build:
         return self
@@ -249,19 +263,25 @@ class Build(Writer):
                 return  # a forked child that leaves its parent's build
             if error is not None and self._opened and (self._is_resumable or isinstance(error, SyncError)):
                 self._keep(is_lost=isinstance(error, SyncError))
+            self.lock.explain(error)
         finally:
             self._release()
 
-    def _keep(self, *, is_lost: bool) -> None:
-        """Save what there is to resume from; what a failed sync has lost must not stay as it was saved last."""
+    def _keep(self, *, is_lost: bool) -> bool:
+        """Save what there is to resume from; what a failed sync has lost must not stay as it was saved last.
+
+        Returns False where it cannot be saved, so that readers may still see what was saved last.
+        """
         if not os.path.lexists(os.path.join(self.folder, BUILDING)):
-            return  # it was published: only the sync of that has failed
+            return True  # it was published: only the sync of that has failed
         try:
             self._save()
-        except OSError:  # the error that led here is the one to hear of
+            return True
+        except (OSError, MapChangedError):  # the error that led here is the one to hear of
             if is_lost:
-                sweep(self.folder, self.state.names())
-                sweep(self.folder, [BUILDING])
+                sweep(self.lock, self.state.names())
+                sweep(self.lock, [BUILDING])
+            return False
 
 
 def _committed(folder: str, keys: Keys) -> Manifest | None:

@@ -11,10 +11,10 @@ from mmap_ninja._storage import disk
 from mmap_ninja._storage.flatfile import BLOCK, bad_blocks, has_crcs, npy_header, read_part
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.lock import is_held
-from mmap_ninja._storage.manifest import BUILDING, CAP, DATA, DENSE, INDEX, MANIFEST, NEXT, File, Manifest
+from mmap_ninja._storage.manifest import BUILDING, CAP, DATA, DENSE, INDEX, MANIFEST, File, Manifest
 from mmap_ninja._storage.rows import bad_rows, places
-from mmap_ninja._storage.snapshot import Snapshot, find_finished, read_json
-from mmap_ninja._storage.unfinished import is_ours, is_unreadable
+from mmap_ninja._storage.snapshot import Snapshot, find, find_finished, read_json
+from mmap_ninja._storage.unfinished import NEXT_ONES, is_ours, is_unreadable
 from mmap_ninja.errors import (
     DiskError,
     MapNotFoundError,
@@ -97,9 +97,11 @@ def _findings(folder: str, keys: Keys, tick: Tick) -> Iterator[Finding]:
     finished, problem = _read(folder, MANIFEST, lambda: find_finished(folder, keys))
     building, other = _read(folder, BUILDING, lambda: read_json(folder, BUILDING))
     if finished is None and building is None and problem is None and other is None:
-        if os.path.exists(folder) and not os.path.isdir(folder):
-            raise MapPathError(f"{folder} is a file, expected the folder of a map")
-        raise MapNotFoundError(f"there is no map at {folder}")
+        _, incomplete = _read(folder, MANIFEST, lambda: find(folder, keys))
+        if incomplete is None:
+            raise MapNotFoundError(f"there is no map at {folder}")
+        yield incomplete
+        return
     if problem is not None:
         yield problem
     if other is not None and finished is not None and is_unreadable(folder):
@@ -111,7 +113,7 @@ def _findings(folder: str, keys: Keys, tick: Tick) -> Iterator[Finding]:
         yield from _leftovers(folder, finished.obsolete, "of an earlier state, which the next writer removes")
     if building is not None:
         yield from _check_building(folder, finished, building, tick)
-    next_ones = tuple(name for name in (MANIFEST + NEXT, BUILDING + NEXT) if is_ours(folder, name))
+    next_ones = tuple(name for name in NEXT_ONES if is_ours(folder, name))
     yield from _leftovers(folder, next_ones, "of a commit that was interrupted, which the next one removes")
 
 

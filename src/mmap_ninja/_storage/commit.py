@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -26,29 +26,36 @@ from mmap_ninja._storage import disk
 from mmap_ninja._storage.decode import decode_once
 from mmap_ninja._storage.disk import Buffer
 from mmap_ninja._storage.flatfile import BLOCK, appended, npy_header
+from mmap_ninja._storage.lock import Lock
 from mmap_ninja._storage.manifest import (
     BUILDING,
     DICTIONARY,
     INDEX,
     MANIFEST,
     NEXT,
-    PREFIX,
     File,
     Manifest,
     encode,
 )
-from mmap_ninja.errors import DiskError, SyncError
+from mmap_ninja._storage.snapshot import read_json
+from mmap_ninja.errors import MapChangedError, MmapNinjaError, SyncError, after_commit, set_committed
 
 Appends = Mapping[str, Sequence[Buffer]]
 
 
 class Opened(dict[str, int]):
-    """Descriptors to write to, by the name of their file; closed at the end of a `with` block."""
+    """Descriptors to write to, by the name of their file in a locked folder; closed at the end of a `with` block."""
 
-    def file(self, folder: str, name: str, *, create: bool = False) -> int:
+    def __init__(self, lock: Lock) -> None:
+        super().__init__()
+        self.lock = lock
+        self._folder: int | None = None
+
+    def file(self, name: str, *, create: bool = False) -> int:
         """The descriptor of a file, which is opened, or made, at its first use."""
         if name not in self:
-            self[name] = disk.open_to_write(os.path.join(folder, name), create=create)
+            self[name] = disk.open_to_write(self.lock.path(name), create=create)
+            self.lock.check()  # the file of another folder, which has taken this one's place, is not written to
         return self[name]
 
     def sync(self) -> None:
@@ -56,8 +63,24 @@ class Opened(dict[str, int]):
         for fd in self.values():
             disk.sync_data(fd)
 
+    def check(self, state: Manifest) -> None:
+        """Raise `MapChangedError` unless the folder, and the open files that this state names, are still there."""
+        self.lock.check({name: fd for name, fd in self.items() if name in state.names()})
+
+    def open_folder(self) -> None:
+        """Open the folder itself, so that nothing but the sync can fail when its names are to be made durable."""
+        if self._folder is None and disk.HAS_FOLDERS:
+            self._folder = disk.open_folder(self.lock.folder)
+
+    def sync_names(self) -> None:
+        """Make the names in the folder durable."""
+        disk.sync_folder(self.lock.folder, self._folder)
+
     def close(self) -> None:
         """Close all, also if closing one fails; a second call does nothing."""
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            disk.close_read(folder)
         if self:
             try:
                 disk.close(self.popitem()[1])
@@ -76,27 +99,28 @@ class Opened(dict[str, int]):
             self.close()
 
 
-def commit(folder: str, old: Manifest, new: Manifest, appends: Appends, *, sync: bool = True) -> Manifest:
+def commit(lock: Lock, old: Manifest, new: Manifest, appends: Appends, *, sync: bool = True) -> Manifest:
     """Append chunks to files and commit the result; returns the new state.
 
     `old` is the committed state, `new` the next one in everything but its files, which are as they were before; a
-    file of no committed bytes is created. `sync=False` leaves it to the kernel when the bytes reach the disk.
+    file of no committed bytes is created. `sync=False` leaves it to the kernel when the bytes reach the disk. An
+    error says in `committed` whether readers see the new state.
     """
-    opened, state = Opened(), new
+    opened, state = Opened(lock), new
     try:
         with undone(old, opened):
             for role, chunks in appends.items():
-                state = append(folder, state, role, chunks, opened)
+                state = append(state, role, chunks, opened)
             if sync:
-                _make_durable(folder, old, state, opened, [(new.files[role], state.files[role]) for role in appends])
+                _make_durable(lock, old, state, opened, [(new.files[role], state.files[role]) for role in appends])
             state = replace(state, synced=sync, lost=state.lost and not sync)
-            _prepare(folder, state, MANIFEST, sync=sync)
-        _put(folder, MANIFEST, sync=sync, has_news=bool(appends))
-        with suppress(OSError):  # the samples are committed, whatever becomes of the headers
+            _prepare(state, MANIFEST, opened, sync=sync)
+        _put(state, MANIFEST, opened, sync=sync)
+        with after_commit(), suppress(OSError):  # the samples are committed, whatever becomes of the headers
             write_headers(state, appends, opened)
     except SyncError as error:
         if error.is_uncut:  # the next commit would write to the same blocks, and take them for written
-            mark_lost(folder, old, MANIFEST)
+            mark_lost(lock, old, MANIFEST)
         raise
     finally:
         with suppress(OSError):  # nor of the descriptors: what counts was synced before
@@ -105,29 +129,29 @@ def commit(folder: str, old: Manifest, new: Manifest, appends: Appends, *, sync:
 
 
 def _make_durable(
-    folder: str, old: Manifest, state: Manifest, opened: Opened, changed: Sequence[tuple[File, File]]
+    lock: Lock, old: Manifest, state: Manifest, opened: Opened, changed: Sequence[tuple[File, File]]
 ) -> None:
     """Sync what was written and, as a commit is only as durable as what it builds on, what that left unsynced."""
     if old.synced:
         opened.sync()
         if any(_is_new(before, after) for before, after in changed):
-            disk.sync_folder(folder)
+            disk.sync_folder(lock.folder)
         return
     try:
-        sync_files(folder, state, opened)
+        sync_files(state, opened)
     except SyncError:
-        mark_lost(folder, old, MANIFEST)
+        mark_lost(lock, old, MANIFEST)
         raise
 
 
-def mark_lost(folder: str, state: Manifest, to: str) -> None:
+def mark_lost(lock: Lock, state: Manifest, to: str) -> None:
     """Tell every later writer that a sync of this state has failed: the kernel will not tell it again.
 
     The next one copies the files (`renew.renewed`): to write the same bytes to the same place again is not enough,
     because ext4 then takes blocks for written that it reads as zeros after the next mount.
     """
-    with suppress(OSError):  # the failed sync is what to hear of
-        write_manifest(folder, replace(state, generation=state.generation + 1, lost=True), to, sync=False)
+    with suppress(OSError, MapChangedError):  # the failed sync is what to hear of
+        write_manifest(lock, replace(state, generation=state.generation + 1, lost=True), to, sync=False)
 
 
 @contextmanager
@@ -152,17 +176,21 @@ def undone(state: Manifest, opened: Opened) -> Iterator[None]:
         raise
 
 
-def write_manifest(folder: str, state: Manifest, to: str, *, sync: bool) -> None:
+def write_manifest(lock: Lock, state: Manifest, to: str, *, sync: bool) -> None:
     """Put a manifest in the place of the old one."""
-    _prepare(folder, state, to, sync=sync)
-    _put(folder, to, sync=sync)
+    with Opened(lock) as opened:
+        _prepare(state, to, opened, sync=sync)
+        _put(state, to, opened, sync=sync)
 
 
-def _prepare(folder: str, state: Manifest, to: str, *, sync: bool) -> None:
+def _prepare(state: Manifest, to: str, opened: Opened, *, sync: bool) -> None:
     """Write a manifest beside the one whose place it will take; if that fails, it leaves no file."""
-    path, raw = os.path.join(folder, to + NEXT), encode(state)
+    lock = opened.lock
+    path, raw = lock.path(to + NEXT), encode(state)
     decode_once(raw, path)  # nothing is committed that could not be read
-    fd = disk.create_temporary(path, PREFIX)
+    if sync:
+        opened.open_folder()
+    fd = disk.create_temporary(path)
     try:
         try:
             disk.write_at(fd, [raw], 0)
@@ -170,74 +198,83 @@ def _prepare(folder: str, state: Manifest, to: str, *, sync: bool) -> None:
                 disk.sync(fd)
         finally:
             disk.close(fd)
+        opened.check(state)
     except BaseException:
-        with suppress(OSError):
-            disk.remove(folder, to + NEXT)
+        sweep(lock, [to + NEXT])
         raise
 
 
-def _put(folder: str, to: str, *, sync: bool, has_news: bool = False) -> None:
-    disk.replace(os.path.join(folder, to + NEXT), os.path.join(folder, to))
-    if sync:
-        _sync_name(folder, has_news=has_news)
-
-
-def _sync_name(folder: str, *, has_news: bool) -> None:
-    """Make a rename durable; if that fails, what was renamed is there all the same."""
+def _put(state: Manifest, to: str, opened: Opened, *, sync: bool, of: str = "") -> None:
+    """Rename the manifest that was prepared, or that of the name `of`, to the one whose place it takes."""
+    lock = opened.lock
     try:
-        disk.sync_folder(folder)
-    except DiskError as error:
-        if not has_news:
-            raise
-        what = f"{error.strerror}; the new state of {folder} is visible, but may not survive a power cut"
-        raise SyncError(error.errno, what, folder) from error
+        disk.replace(lock.path(of or to + NEXT), lock.path(to))
+    except BaseException as error:
+        if to == MANIFEST:
+            _say_if_published(error, lock.folder, state)
+        raise
+    if sync:
+        with after_commit() if to == MANIFEST else nullcontext():
+            opened.sync_names()
 
 
-def sync_files(folder: str, state: Manifest, opened: Opened) -> None:
+def _say_if_published(error: BaseException, folder: str, state: Manifest) -> None:
+    """Tell an error of a rename whether it took place all the same, as it may on a file system over a network."""
+    try:
+        found = read_json(folder, MANIFEST)
+        is_published: bool | None = found is not None and (found.id, found.generation) == (state.id, state.generation)
+    except (MmapNinjaError, OSError):
+        is_published = None
+    set_committed(error, is_published)
+
+
+def sync_files(state: Manifest, opened: Opened) -> None:
     """Make every byte that the state names durable, and the names too."""
     for file in state.files.values():
-        opened.file(folder, file.name)
+        opened.file(file.name)
         if file.size >= BLOCK:
-            opened.file(folder, file.crc_name)
+            opened.file(file.crc_name)
     opened.sync()
-    disk.sync_folder(folder)
+    opened.sync_names()
 
 
-def publish(folder: str, state: Manifest, opened: Opened, *, sync: bool, has_news: bool = True) -> Manifest:
+def publish(state: Manifest, opened: Opened, *, sync: bool) -> Manifest:
     """Put a build in the place of what is there: the commit point of everything it has written; returns its state.
 
-    `has_news` if the samples are others than before. `opened` has the descriptors of those of its files that
-    `append` has written to.
+    `opened` has the descriptors of those of its files that `append` has written to.
     """
+    lock = opened.lock
     for file in state.files.values():
-        opened.file(folder, file.name)
+        opened.file(file.name)
     write_headers(state, state.files, opened)
     if sync:
-        sync_files(folder, state, opened)
+        sync_files(state, opened)
         with suppress(PermissionError):  # whoever has made the folder may have died before it synced that
-            disk.sync_folder(os.path.dirname(folder))
+            disk.sync_folder(os.path.dirname(lock.folder))
+        opened.open_folder()
     state = replace(state, synced=sync, lost=state.lost and not sync)
-    write_manifest(folder, state, BUILDING, sync=sync)
-    disk.replace(os.path.join(folder, BUILDING), os.path.join(folder, MANIFEST))
-    if sync:
-        _sync_name(folder, has_news=has_news)
-    sweep(folder, state.obsolete)
+    write_manifest(lock, state, BUILDING, sync=sync)
+    opened.check(state)
+    _put(state, MANIFEST, opened, sync=sync, of=BUILDING)
+    with after_commit():
+        sweep(lock, state.obsolete)
     return state
 
 
-def remove_files(folder: str, names: Iterable[str]) -> None:
+def remove_files(lock: Lock, names: Iterable[str]) -> None:
     """Remove files that no committed state names any more."""
     for name in sorted(names):
-        disk.remove(folder, name)
+        lock.check()
+        disk.remove(lock.folder, name)
 
 
-def sweep(folder: str, obsolete: Iterable[str]) -> None:
+def sweep(lock: Lock, obsolete: Iterable[str]) -> None:
     """Remove what a commit has made obsolete. It stands, whatever becomes of this; the next writer tries again."""
-    with suppress(OSError):
-        remove_files(folder, obsolete)
+    with suppress(OSError, MapChangedError):
+        remove_files(lock, obsolete)
 
 
-def append(folder: str, state: Manifest, role: str, chunks: Sequence[Buffer], opened: Opened) -> Manifest:
+def append(state: Manifest, role: str, chunks: Sequence[Buffer], opened: Opened) -> Manifest:
     """Write chunks to one file, and the checksums of the blocks that they complete; commits nothing.
 
     The files stay open in `opened`, for the caller to sync and close.
@@ -245,25 +282,25 @@ def append(folder: str, state: Manifest, role: str, chunks: Sequence[Buffer], op
     file = state.files[role]
     after, crcs = appended(file, chunks)
     state = state.with_files(**{role: after})
-    fd = opened.file(folder, file.name, create=file.size == 0)
+    fd = opened.file(file.name, create=file.size == 0)
     if file.size == 0 and file.offset:
         disk.write_at(fd, [npy_header(*state.layout(role))], 0)
     disk.write_at(fd, chunks, file.end)
     if crcs:
-        fd = opened.file(folder, file.crc_name, create=file.size < BLOCK)
+        fd = opened.file(file.crc_name, create=file.size < BLOCK)
         disk.write_at(fd, [crcs], 4 * (file.size // BLOCK))
     return state
 
 
-def checksum(folder: str, file: File, values: memoryview) -> File:
+def checksum(lock: Lock, file: File, values: memoryview) -> File:
     """Write the checksums of a file that is there already; returns its entry with all of `values` committed."""
     done = File(file.name, offset=file.offset)
-    with Opened() as opened:
+    with Opened(lock) as opened:
         while done.size < len(values):
             at = done.size
             done, crcs = appended(done, [values[at : at + BLOCK]])
             if crcs:
-                disk.write_at(opened.file(folder, file.crc_name, create=True), [crcs], 4 * (at // BLOCK))
+                disk.write_at(opened.file(file.crc_name, create=True), [crcs], 4 * (at // BLOCK))
         opened.sync()
     return done
 
@@ -282,14 +319,14 @@ def write_headers(state: Manifest, roles: Iterable[str], opened: Opened) -> None
             disk.write_at(opened[file.name], [header], 0)
 
 
-def write_rows(folder: str, state: Manifest, tables: Iterable[np.ndarray[Any, Any]], *, sync: bool) -> Manifest:
+def write_rows(lock: Lock, state: Manifest, tables: Iterable[np.ndarray[Any, Any]], *, sync: bool) -> Manifest:
     """Write a whole index file, table by table, uncommitted; returns the state with that file."""
-    with Opened() as opened, undone(state, opened):
+    with Opened(lock) as opened, undone(state, opened):
         for table in tables:
-            state = append(folder, state, INDEX, [table.astype("<i8").tobytes()], opened)
+            state = append(state, INDEX, [table.astype("<i8").tobytes()], opened)
         if sync:
             opened.sync()
-            disk.sync_folder(folder)
+            disk.sync_folder(lock.folder)
     return state
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -30,6 +31,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 Buffer = bytes | bytearray | memoryview
+
+HAS_FOLDERS = os.name != "nt"  # that can be opened and synced; NTFS journals names by itself
 
 _BASE_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 # A FIFO under one of our names must not block the open.
@@ -140,6 +143,32 @@ def close_read(fd: int) -> None:
         os.close(fd)
 
 
+def is_regular(path: str) -> bool:
+    """True if there is a regular file at this path, and no link to one."""
+    try:
+        return stat.S_ISREG(os.stat(path, follow_symlinks=False).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def is_at(fd: int, path: str) -> bool:
+    """True if the open file is the one at this path, by device and inode."""
+    with explained(path, "look at this part of a map"):
+        try:
+            return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+
+def is_linked(path: str) -> bool:
+    """True if there is a file at this path that has a second name: a hard link."""
+    with explained(path, "look at this part of a map"):
+        try:
+            return os.stat(path, follow_symlinks=False).st_nlink > 1
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+
 def make_folder(path: str) -> None:
     """Create a folder and its missing parents, each made durable in its own parent."""
     missing, above = [], path
@@ -161,18 +190,17 @@ def make_folder(path: str) -> None:
             raise
 
 
-def create_temporary(path: str, start: bytes) -> int:
+def create_temporary(path: str) -> int:
     """Create a file that is never mapped and never read in place, such as the next manifest.
 
-    One that is there is removed if it is a leftover of ours: it begins as `start` does, or with nothing. It is not
-    written over: after a power cut, the old content could be back under the new name.
+    One of that name is a leftover, whatever it holds: a power cut leaves anything in what was not synced. It is
+    removed, not written over: after another power cut, the old content could be back under the new name.
     """
     try:
         return _open_to_change(path, os.O_CREAT | os.O_EXCL)
     except FileExistsError:
-        found = read_small(path, _SMALL)[: len(start)]
-        if found != start[: len(found)] and any(found):
-            raise ForeignFileError(f"{path} is not of a map, but has the name of one of its files") from None
+        if not is_regular(path):
+            raise ForeignFileError(f"{path} is no regular file, but has the name of one of a map's files") from None
     with explained(path):
         os.unlink(path)
     return _open_to_change(path, os.O_CREAT | os.O_EXCL)
@@ -207,7 +235,6 @@ def cut(fd: int, size: int) -> None:
             os.ftruncate(fd, size)
 
 
-_SMALL = 1 << 20
 _AT_ONCE = 1024  # buffers in one call: IOV_MAX on Linux and macOS
 
 
@@ -234,6 +261,20 @@ def write_at(fd: int, chunks: Sequence[Buffer], offset: int) -> None:
             first += 1
         if written:  # the disk took a part of a chunk
             views[first] = views[first][written:]
+
+
+_CLONE = 0x40049409  # FICLONE of Linux: ioctl_ficlonerange(2)
+
+
+def clone(source: int, target: int) -> bool:
+    """Let an open file share the blocks of another one until either is written to; False where this cannot be done."""
+    if sys.platform != "linux":
+        return False
+    try:
+        fcntl.ioctl(target, _CLONE, source)
+    except OSError:
+        return False
+    return True
 
 
 def _full_sync(fd: int) -> None:
@@ -269,20 +310,26 @@ class _syncing(explained):
             raise SyncError(error.errno, f"a sync failed: {error.strerror}", self._path) from error
 
 
-def sync_folder(path: str) -> None:
-    """Make the names in a folder durable."""
-    if os.name == "nt":  # a folder cannot be opened there; NTFS journals names by itself
-        return
+def open_folder(path: str) -> int:
+    """Open a folder, to sync it later; to be closed by `close_read`."""
     with explained(path, "open this folder to sync it"):
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+
+def sync_folder(path: str, fd: int | None = None) -> None:
+    """Make the names in a folder durable; `fd` is that of `open_folder`, which stays open."""
+    if not HAS_FOLDERS:
+        return
+    folder = open_folder(path) if fd is None else fd
     try:
         with _syncing(path):
-            _full_sync(fd)
+            _full_sync(folder)
     except SyncError as error:
         if error.errno != errno.EINVAL:  # how a file system says that it has no sync for folders
             raise
     finally:
-        close_read(fd)
+        if fd is None:
+            close_read(folder)
 
 
 def replace(source: str, target: str) -> None:

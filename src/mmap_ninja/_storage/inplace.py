@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from mmap_ninja._storage import disk
+from mmap_ninja._storage.commit import Opened
 from mmap_ninja._storage.flatfile import BLOCK, MappedFile, complete_crcs
+from mmap_ninja._storage.lock import Lock
 from mmap_ninja._storage.manifest import DATA, File
 from mmap_ninja._storage.writer import Writer
 from mmap_ninja.errors import MapChangedError
@@ -31,7 +33,7 @@ class InPlace:
 
     def __init__(self, writer: Writer) -> None:
         file = writer.state.files[DATA]
-        self._may_check, self._path = file.checked, os.path.join(writer.folder, file.name)
+        self._may_check, self._path = file.checked, writer.lock.path(file.name)
         self._fd = disk.open_to_write(self._path)
         mark_unchecked(writer)  # the last thing that can fail before a byte is written
         self._state, self._file = (writer.state.id, writer.state.generation), file
@@ -50,34 +52,40 @@ class InPlace:
         If anybody else has changed the map meanwhile, it stays marked as not checksummed: their assignments would
         be vouched for unseen.
         """
-        if writer.state.files[DATA].name != self._file.name:  # copied, because a sync of another handle has failed
+        found, file = writer.found, writer.state.files[DATA]
+        is_moved = file.name != self._file.name  # and found.lost, or taken apart from a hard link
+        if (
+            found.lost
+            or found.files[DATA].name != self._file.name
+            or not (is_moved or disk.is_at(self._fd, self._path))
+        ):
             raise MapChangedError(f"{self._path} has been replaced: assign to the map that is there now, once more")
         disk.sync_data(self._fd)
-        state = writer.state.id, writer.state.generation
-        if self._may_check and state == self._state and self.is_own():
-            file = self._renewed(writer.folder)
+        if self._may_check and (found.id, found.generation) == self._state and self.is_own():
+            file = self._renewed(writer.lock, replace(file, checked=True))
             writer.change(files=MappingProxyType({**writer.state.files, DATA: file}))
         elif writer.state.files[DATA].checked:  # somebody has vouched for it meanwhile
             mark_unchecked(writer)
 
-    def _renewed(self, folder: str) -> File:
-        file, values = self._file, MappedFile(folder, self._file).bytes
+    def _renewed(self, lock: Lock, file: File) -> File:
+        values = MappedFile(lock.folder, file).bytes
         crcs = {block: zlib.crc32(values[block * BLOCK : (block + 1) * BLOCK]) for block in self._blocks}
         tail = file.size // BLOCK
         file = replace(file, tail_crc=crcs.pop(tail, file.tail_crc))
         if crcs:
             if self._crcs is None:  # once: where the commit fails, they are renewed already when it is done again
-                self._crcs = complete_crcs(folder, file).copy()
+                self._crcs = complete_crcs(lock.folder, file).copy()
             self._crcs[list(crcs)] = list(crcs.values())
             file = replace(file, blocks_crc=zlib.crc32(self._crcs.tobytes()))
-            fd = disk.open_to_write(os.path.join(folder, file.crc_name))
-            try:
+            with Opened(lock) as opened:
                 for block, crc in sorted(crcs.items()):
-                    disk.write_at(fd, [crc.to_bytes(4, "little")], 4 * block)
-                disk.sync_data(fd)
-            finally:
-                disk.close(fd)
+                    disk.write_at(opened.file(file.crc_name), [crc.to_bytes(4, "little")], 4 * block)
+                opened.sync()
         return file
+
+    def is_shared(self) -> bool:
+        """True if the file got a second name, a hard link, since the first assignment."""
+        return disk.is_linked(self._path)
 
     def is_own(self) -> bool:
         """Whether this process has made the assignments, and not the one that it was forked from."""

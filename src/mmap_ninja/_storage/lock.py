@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 from mmap_ninja._storage import disk
-from mmap_ninja.errors import ArgumentTypeError, MapLockedError
+from mmap_ninja._storage.manifest import NEXT
+from mmap_ninja.errors import (
+    ArgumentTypeError,
+    MapChangedError,
+    MapLockedError,
+    MapNotFoundError,
+    MmapNinjaError,
+    set_committed,
+)
 
 _flock: Callable[[int, int], None] | None
 try:
@@ -55,59 +63,115 @@ def is_held(folder: str) -> bool:
 
 
 class Lock:
-    """Held from construction until `release` or the end of the `with` block.
+    """The right to change one folder, held from construction until `release` or the end of the `with` block.
 
-    Parameters: `folder` must exist; `timeout` is how many seconds to wait for another writer (0: do not wait).
-    Raises `MapLockedError`.
+    Whatever changes the folder has to have one, and asks it for the `path` of each file. The folder must exist, but
+    not before `acquire` where `at_once` is False. `timeout` is how many seconds to wait for another writer (0: do not
+    wait). Raises `MapLockedError`.
     """
 
-    def __init__(self, folder: str, timeout: float = 0.0) -> None:
-        self._owner, self._path = os.getpid(), os.path.join(folder, LOCK)
+    def __init__(self, folder: str, timeout: float = 0.0, *, at_once: bool = True) -> None:
+        self.folder, self.was_shared = folder, False  # by a hard-linked copy of the folder
+        self._path, self._timeout, self._owner = os.path.join(folder, LOCK), timeout, os.getpid()
         self._fd: int | None = None
         given: object = timeout
         if not isinstance(given, int | float) or isinstance(given, bool) or given != given:  # NaN waits for ever
             raise ArgumentTypeError(f"timeout is {timeout!r}, expected a number of seconds")
-        with _is_changing:
-            self._fd = disk.open_to_write(self._path, create=True)
-            _held.add(self._fd)
+        if at_once:
+            self.acquire()
+
+    @property
+    def is_held(self) -> bool:
+        """True between `acquire` and `release`."""
+        return self._fd is not None
+
+    def acquire(self) -> None:
+        """Lock the folder."""
+        deadline = time.monotonic() + self._timeout
         try:
-            self._wait(folder, timeout)
+            self._open()
+            while not self._is_locked_here():
+                if time.monotonic() >= deadline:
+                    raise MapLockedError(
+                        f"{self.folder} is being written by another process or handle; wait for it with timeout=seconds"
+                    )
+                time.sleep(min(0.01, max(self._timeout, 0.0)))
+            if disk.is_linked(self._path):
+                self._take_apart()
         except BaseException:
             self.release()
             raise
 
-    def _wait(self, folder: str, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while not self._try():
-            if time.monotonic() >= deadline:
-                raise MapLockedError(
-                    f"{folder} is being written by another process or handle; wait for it with timeout=seconds"
-                )
-            time.sleep(min(0.01, max(timeout, 0.0)))
+    def path(self, name: str) -> str:
+        """The path of a file of the folder, to change it. Raises `MapChangedError`; see `check`."""
+        self.check()
+        return os.path.join(self.folder, name)
 
-    def _try(self) -> bool:
-        if _flock is None or self._fd is None:
-            return True
-        with disk.explained(self._path, "lock this map"):
+    def explain(self, error: BaseException | None) -> None:
+        """Raise `MapChangedError` for an error that may have come of a folder that is not here any more."""
+        if isinstance(error, MmapNinjaError) and self.is_held and not isinstance(error, MapChangedError):
             try:
-                _flock(self._fd, _EXCLUSIVE)
-            except BlockingIOError:
-                return False
-        return True
+                self.check()
+            except MapChangedError as change:
+                set_committed(change, error.committed)
+                raise change from error
+
+    def check(self, files: Mapping[str, int] = MappingProxyType({})) -> None:
+        """Raise `MapChangedError` if the folder was moved, removed or replaced since it was locked.
+
+        The same for `files`, open ones by their names. SQLite looks at device and inode in the same way
+        (https://sqlite.org/howtocorrupt.html, section 2.5).
+        """
+        gone = [name for name, fd in files.items() if not disk.is_at(fd, os.path.join(self.folder, name))]
+        if not self._is_here() or gone:
+            raise self._changed(os.path.join(self.folder, gone[0]) if gone else self.folder)
+
+    @staticmethod
+    def _changed(what: str) -> MapChangedError:
+        return MapChangedError(
+            f"{what} was moved, removed or replaced while the map was written to; what is there now was left alone"
+        )
+
+    def _open(self) -> None:
+        with _is_changing:
+            self._fd = disk.open_to_write(self._path, create=True)
+            _held.add(self._fd)
+
+    def _is_here(self) -> bool:
+        return self._fd is not None and disk.is_at(self._fd, self._path)
+
+    def _is_locked_here(self) -> bool:
+        """Lock the file that has the name now, unless another writer has locked it."""
+        while self._fd is not None and _is_locked(self._fd, self._path):
+            if self._is_here():
+                return True
+            self.release()
+            try:
+                self._open()
+            except MapNotFoundError:
+                raise self._changed(self.folder) from None
+        return False
+
+    def _take_apart(self) -> None:
+        """Give the folder a lock of its own, where a hard-linked copy of the folder shares this one.
+
+        The new one is held before it has the name. Who waits for the old one finds that it is not there any more.
+        """
+        shared, self._fd, self.was_shared = self._fd, None, True
+        try:
+            with _is_changing:
+                self._fd = disk.create_temporary(self._path + NEXT)
+                _held.add(self._fd)
+            _is_locked(self._fd, self._path)
+            disk.replace(self._path + NEXT, self._path)
+        finally:
+            _release(shared)
 
     def release(self) -> None:
         """Let the next writer in; a second call does nothing."""
-        fd = self._fd
-        if fd is None or fd not in _held or self._owner != os.getpid():  # a forked child has closed it already
-            return
-        with _is_changing:
-            with suppress(OSError):
-                if _flock is not None:  # a child between fork and exec has a copy, which closing would not unlock
-                    _flock(fd, _UNLOCK)
-            _held.discard(fd)
-            with suppress(OSError):
-                disk.close(fd)
-        self._fd = None
+        fd, self._fd = self._fd, None
+        if self._owner == os.getpid():  # a forked child has closed it already
+            _release(fd)
 
     def __del__(self) -> None:  # an interrupt may have fallen between two lines of who held it
         self.release()
@@ -118,4 +182,31 @@ class Lock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.release()
+        try:
+            self.explain(error)
+        finally:
+            self.release()
+
+
+def _is_locked(fd: int, path: str) -> bool:
+    """Lock an open file, unless another one has."""
+    with disk.explained(path, "lock this map"):
+        try:
+            if _flock is not None:
+                _flock(fd, _EXCLUSIVE)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def _release(fd: int | None) -> None:
+    """Unlock and close the file of a lock."""
+    if fd is None or fd not in _held:
+        return
+    with _is_changing:
+        with suppress(OSError):
+            if _flock is not None:  # a child between fork and exec has a copy, which closing would not unlock
+                _flock(fd, _UNLOCK)
+        _held.discard(fd)
+        with suppress(OSError):
+            disk.close(fd)

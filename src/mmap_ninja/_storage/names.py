@@ -31,6 +31,14 @@ def _taken_names(folder: str, roles: Iterable[str], number: int) -> list[str]:
     return [name for name in names if os.path.lexists(os.path.join(folder, name))]
 
 
+def files_of_maps(folder: str) -> list[str]:
+    """Which files in a folder have names that those of maps have, in order; none where it cannot be listed."""
+    try:
+        return sorted(name for name in os.listdir(folder) if _NUMBER.fullmatch(name))
+    except OSError:
+        return []
+
+
 def foreign_file(folder: str, name: str) -> ForeignFileError:
     """What is raised where somebody else has taken one of our names."""
     return ForeignFileError(f"{os.path.join(folder, name)} is not of a map, but has the name of one of its files")

@@ -9,9 +9,10 @@ from mmap_ninja._storage.commit import Opened, checksum, remove_files, write_hea
 from mmap_ninja._storage.flatfile import MappedFile
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.lock import Lock
-from mmap_ninja._storage.manifest import BUILDING, MANIFEST, NEXT
+from mmap_ninja._storage.manifest import BUILDING
+from mmap_ninja._storage.renew import taken_apart
 from mmap_ninja._storage.snapshot import find_finished
-from mmap_ninja._storage.unfinished import is_ours, is_unreadable, settle
+from mmap_ninja._storage.unfinished import is_unreadable, settle
 from mmap_ninja._storage.writer import Writer
 
 
@@ -20,34 +21,33 @@ def accept(folder: str, keys: Keys, timeout: float) -> None:
 
     Raises as `repair` does. A map of format 1 has no checksums, and gets none.
     """
-    with Lock(folder, timeout):
+    with Lock(folder, timeout) as lock:
         state = find_finished(folder, keys)
         if state is None or state.format_1:
             return
+        state = taken_apart(lock, state)
         files = dict(state.files)
-        with Opened() as opened:
+        with Opened(lock) as opened:
             for role, file in state.files.items():
                 if not file.checked:
-                    disk.sync_data(opened.file(folder, file.name))
-                    files[role] = checksum(folder, file, MappedFile(folder, file).bytes)
+                    disk.sync_data(opened.file(file.name))
+                    files[role] = checksum(lock, file, MappedFile(folder, file).bytes)
         if files != state.files:
-            Writer(folder, state).change(files=MappingProxyType(files))
+            Writer(lock, state).change(files=MappingProxyType(files))
 
 
 def repair(folder: str, keys: Keys, timeout: float) -> None:
     """Do what the next writer would do. Raises `MapLockedError`, `DiskError`, `MapPermissionError`."""
-    with Lock(folder, timeout):
-        settle(folder, keys)
+    with Lock(folder, timeout) as lock:
+        settle(lock, keys)
         state = find_finished(folder, keys)
-        for name in (MANIFEST + NEXT, BUILDING + NEXT):
-            if is_ours(folder, name):
-                disk.remove(folder, name)
         if state is not None and is_unreadable(folder):
-            disk.remove(folder, BUILDING)
+            remove_files(lock, [BUILDING])
         if state is None or state.format_1:
             return
-        remove_files(folder, state.obsolete)
-        with Opened() as opened:
+        remove_files(lock, state.obsolete)
+        state = taken_apart(lock, state)
+        with Opened(lock) as opened:
             for file in state.files.values():
-                opened.file(folder, file.name)
+                opened.file(file.name)
             write_headers(state, state.files, opened)

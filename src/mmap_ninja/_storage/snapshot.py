@@ -11,6 +11,7 @@ from mmap_ninja._storage.flatfile import MappedFile, check_blocks
 from mmap_ninja._storage.index import FlatColumns, Index, PackedIndex, ShapeColumns, TextColumns
 from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
 from mmap_ninja._storage.manifest import BUILDING, CAP, DATA, DICTIONARY, INDEX, MANIFEST, File, Manifest
+from mmap_ninja._storage.names import files_of_maps
 from mmap_ninja.errors import MapChangedError, MapCorruptError, MapNotFoundError, MapPathError
 
 
@@ -50,7 +51,22 @@ def find(folder: str, keys: Keys = DEFAULT_KEYS) -> Manifest | None:
         manifest = read_json(folder, MANIFEST) or manifest
     if manifest is None and os.path.exists(folder) and not os.path.isdir(folder):
         raise MapPathError(f"{folder} is a file, expected the folder of a map")
+    if manifest is None and (names := files_of_maps(folder)):
+        manifest = read_json(folder, MANIFEST) or read_json(folder, BUILDING)  # made since it was looked for
+        if manifest is None:
+            raise MapCorruptError(
+                f"{folder} holds {names[0]}, but no {MANIFEST}: an incomplete copy of a map, or files of another "
+                "program; copy the whole map again, or use another folder"
+            )
     return manifest
+
+
+def is_still(folder: str, manifest: Manifest) -> bool:
+    """True if a folder still holds the map of this state, so that the files opened since are its own."""
+    if manifest.format_1:
+        return True
+    newest = read_json(folder, MANIFEST) or read_json(folder, BUILDING)
+    return newest is not None and newest.id == manifest.id
 
 
 _NOTHING = MappedFile("", File(""))
@@ -114,7 +130,10 @@ def open_snapshot(
         if id is not None and (manifest.id != id or manifest.length < (length or 0)):
             raise MapChangedError(f"the map at {folder} was replaced since this handle was made; open it again")
         try:
-            return _opened(folder, manifest, length, is_private)
+            snapshot = _opened(folder, manifest, length, is_private)
+            if state is not None or is_still(folder, manifest):
+                return snapshot
+            manifest = find(folder, keys)  # another map took its place between the two reads
         except FileNotFoundError as error:  # replaced between the two reads, or damaged
             newest = find(folder, keys) if state is None else state
             if newest == manifest:
@@ -126,14 +145,19 @@ def _opened(folder: str, manifest: Manifest, length: int | None, is_private: boo
     """The files of a state. Nothing of an unfinished one was synced: after a reboot its checksums are compared."""
     if manifest.building is None or (manifest.building.boot_id is not None and manifest.building.boot_id == boot_id()):
         return Snapshot(folder, manifest, length, is_private=is_private)
+    check_survived(folder, manifest)
+    return Snapshot(folder, manifest, length, is_private=is_private)
+
+
+def check_survived(folder: str, manifest: Manifest) -> None:
+    """Compare every byte of an unfinished state with its checksums, as none of it was synced."""
     try:
         for file in manifest.files.values():
             check_blocks(folder, file)
-        return Snapshot(folder, manifest, length, is_private=is_private)
     except (MapCorruptError, FileNotFoundError) as error:
         if read_json(folder, BUILDING) != manifest:  # finished, or begun anew, meanwhile
             raise
         raise MapCorruptError(
-            f"{folder} was being built when the machine stopped, and not all of it has survived: {error}; "
+            f"{folder} was being built when the machine or its disk stopped, and not all of it has survived: {error}; "
             "build it again, without resume=True"
         ) from error

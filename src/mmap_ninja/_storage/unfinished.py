@@ -8,9 +8,12 @@ from dataclasses import replace
 from mmap_ninja._storage import disk, legacy
 from mmap_ninja._storage.commit import remove_files
 from mmap_ninja._storage.legacy import Keys
-from mmap_ninja._storage.manifest import BUILDING, CAP, MANIFEST, PREFIX, Building, Manifest
-from mmap_ninja._storage.snapshot import boot_id, open_snapshot, read_json
+from mmap_ninja._storage.lock import LOCK, Lock
+from mmap_ninja._storage.manifest import BUILDING, MANIFEST, NEXT, Building, Manifest
+from mmap_ninja._storage.snapshot import boot_id, check_survived, read_json
 from mmap_ninja.errors import ArgumentError, MapCorruptError
+
+NEXT_ONES = (MANIFEST + NEXT, BUILDING + NEXT)
 
 
 def unfinished(folder: str) -> Manifest | None:
@@ -24,12 +27,12 @@ def unfinished(folder: str) -> Manifest | None:
 
 
 def is_ours(folder: str, name: str) -> bool:
-    """Whether there is a small file that begins as a manifest does, or with the nothing that a power cut leaves."""
-    try:
-        start = disk.read_small(os.path.join(folder, name), CAP)[: len(PREFIX)]
-    except (MapCorruptError, FileNotFoundError, NotADirectoryError):
-        return False
-    return start == PREFIX[: len(start)] or not any(start)
+    """True if there is a file of this name, one of ours, beside the lock or the manifest of a map.
+
+    It may hold anything: after a power cut there are old blocks in what was not synced.
+    """
+    beside = any(os.path.lexists(os.path.join(folder, other)) for other in (LOCK, MANIFEST))
+    return beside and disk.is_regular(os.path.join(folder, name))
 
 
 def is_unreadable(folder: str) -> bool:
@@ -37,19 +40,21 @@ def is_unreadable(folder: str) -> bool:
     return is_ours(folder, BUILDING) and unfinished(folder) is None
 
 
-def settle(folder: str, keys: Keys) -> None:
+def settle(lock: Lock, keys: Keys) -> None:
     """Go through with a publication that was interrupted between its two renames, or forget what it has left.
 
     Where readers still see the old map, of format 2 or of format 1, it stays: only its upgrade is gone through with.
     """
+    folder = lock.folder
+    remove_files(lock, [name for name in NEXT_ONES if disk.is_regular(os.path.join(folder, name))])
     left = unfinished(folder)
     manifest = None if left is None else read_json(folder, MANIFEST)
     if left is not None and manifest is None and left.building is None and _is_old_gone(folder, keys, left.id):
-        disk.replace(os.path.join(folder, BUILDING), os.path.join(folder, MANIFEST))
+        disk.replace(lock.path(BUILDING), lock.path(MANIFEST))
         disk.sync_folder(folder)
     elif left is not None and manifest is not None and left.id == manifest.id:
-        remove_files(folder, left.names() - manifest.names())
-        disk.remove(folder, BUILDING)
+        remove_files(lock, left.names() - manifest.names())
+        remove_files(lock, [BUILDING])
 
 
 def _is_old_gone(folder: str, keys: Keys, id: str) -> bool:
@@ -61,7 +66,10 @@ def _is_old_gone(folder: str, keys: Keys, id: str) -> bool:
 
 
 def resumed(folder: str, left: Manifest, template: Manifest) -> Manifest:
-    """The state to go on from, if it is of the same map and its bytes are still right."""
+    """The state to go on from, if it is of the same map and its bytes are still right.
+
+    They are compared with their checksums: a device may have lost them without a reboot.
+    """
     if left.kind != template.kind or left.codec != template.codec:
         raise ArgumentError(
             f"{folder} holds an unfinished {left.kind} map (codec {left.codec}), "
@@ -70,7 +78,7 @@ def resumed(folder: str, left: Manifest, template: Manifest) -> Manifest:
     dtype = template.dtype if left.dtype is None else left.dtype
     if template.dtype is not None and template.dtype_given and template.dtype != dtype:
         raise ArgumentError(f"{folder} holds an unfinished map of {left.dtype}, not {template.dtype}")
-    open_snapshot(folder, state=left)
+    check_survived(folder, left)
     return replace(
         left,
         building=Building(boot_id()),

@@ -22,6 +22,7 @@ from mmap_ninja._storage.commit import (
     write_rows,
 )
 from mmap_ninja._storage.index import MISSING, SALVAGE, Index, tables
+from mmap_ninja._storage.lock import Lock
 from mmap_ninja._storage.manifest import (
     BUILDING,
     DATA,
@@ -34,6 +35,7 @@ from mmap_ninja._storage.manifest import (
     Manifest,
 )
 from mmap_ninja._storage.names import file_name, foreign_file, free_number
+from mmap_ninja._storage.renew import is_shared, warn_of_links
 from mmap_ninja._storage.rows import places
 from mmap_ninja._storage.snapshot import Snapshot, boot_id
 from mmap_ninja._storage.unfinished import unfinished
@@ -43,24 +45,29 @@ from mmap_ninja.errors import MapCorruptError, SyncError
 _BYTES_AT_ONCE = 1 << 26
 
 
-def upgrade(folder: str, old: Manifest) -> Manifest:
-    """Write what format 2 needs and publish it; the caller holds the lock. Reads the data once, copies none.
+def upgrade(lock: Lock, old: Manifest) -> Manifest:
+    """Write what format 2 needs and publish it. Reads the data once, copies none.
 
-    Fortran order of two or more axes has no place in format 2: such data is written anew.
+    Fortran order of two or more axes has no place in format 2: such data is written anew, and so is what another
+    folder shares by hard links.
     """
+    folder = lock.folder
     snapshot = Snapshot(folder, old)
     ndim, mixed = (0, False) if old.kind == DENSE else _axes(folder, old, snapshot.index)
     interrupted = unfinished(folder)
     # Where an earlier upgrade could not sync the data, which 0.9.0 never did, it is copied.
     is_lost = interrupted is not None and interrupted.lost
     kept = {role: old.files[role] for role in (DATA, DICTIONARY) if role in old.files and not is_lost}
-    if old.order == "F":
-        kept.pop(DATA, None)
+    shared = [role for role, file in kept.items() if is_shared(folder, file)]
+    if shared or lock.was_shared:
+        warn_of_links(lock)
+    for role in [*shared, *([DATA] if old.order == "F" else [])]:
+        kept.pop(role, None)
     copied = [role for role in (DATA, DICTIONARY) if role in old.files and role not in kept]
     made = [*copied, INDEX] if old.kind != DENSE else copied
     number = free_number(folder, made, set() if interrupted is None else interrupted.used_names())
     new = {role: File(file_name(role, number)) for role in made}
-    reserved = _reserve(folder, old, {**kept, **new}, interrupted)
+    reserved = _reserve(lock, old, {**kept, **new}, interrupted)
     state = replace(
         reserved,
         lost=False,
@@ -72,30 +79,31 @@ def upgrade(folder: str, old: Manifest) -> Manifest:
     )
     for role, file in kept.items():
         values = snapshot.data.bytes if role == DATA else memoryview(snapshot.dictionary or b"")
-        state = state.with_files(**{role: checksum(folder, file, values)})
+        state = state.with_files(**{role: checksum(lock, file, values)})
     if DATA in copied:
-        state = _in_c_order(folder, state, snapshot)
+        state = _in_c_order(lock, state, snapshot)
     if DICTIONARY in copied:
-        with Opened() as opened:
-            state = append(folder, state, DICTIONARY, [snapshot.dictionary or b""], opened)
+        with Opened(lock) as opened:
+            state = append(state, DICTIONARY, [snapshot.dictionary or b""], opened)
             opened.sync()
     if INDEX in new:
         state = state.with_files(**{INDEX: with_header(state, INDEX)})
-        state = write_rows(folder, state, _new_rows(snapshot), sync=True)
+        state = write_rows(lock, state, _new_rows(snapshot), sync=True)
     gone = (set(old.format_1) | set(reserved.obsolete)) - {file.name for file in kept.values()}
     state = replace(state, generation=old.generation + 1, synced=True, obsolete=tuple(sorted(gone)))
-    with Opened() as opened:
+    with Opened(lock) as opened:
         try:
-            state = publish(folder, state, opened, sync=True, has_news=False)
+            state = publish(state, opened, sync=True)
         except SyncError:  # `data.ninja` stays as it is: the next try must not believe a sync of it
             if not os.path.exists(os.path.join(folder, MANIFEST)):
-                mark_lost(folder, reserved, BUILDING)
+                mark_lost(lock, reserved, BUILDING)
             raise
     return state
 
 
-def _reserve(folder: str, old: Manifest, files: dict[str, File], interrupted: Manifest | None) -> Manifest:
+def _reserve(lock: Lock, old: Manifest, files: dict[str, File], interrupted: Manifest | None) -> Manifest:
     """Name the new files before they are made, so that a crash leaves nothing behind that nobody knows."""
+    folder = lock.folder
     empty = {role: File(file.name) for role, file in files.items()}
     state = replace(
         old,
@@ -112,8 +120,8 @@ def _reserve(folder: str, old: Manifest, files: dict[str, File], interrupted: Ma
             if os.path.lexists(os.path.join(folder, name)):
                 raise foreign_file(folder, name)
     state = replace(state, obsolete=tuple(sorted(swept - state.names())))
-    write_manifest(folder, state, BUILDING, sync=True)
-    remove_files(folder, swept)
+    write_manifest(lock, state, BUILDING, sync=True)
+    remove_files(lock, swept)
     return state
 
 
@@ -143,15 +151,15 @@ def _new_rows(snapshot: Snapshot) -> Iterator[np.ndarray[Any, Any]]:
         yield table
 
 
-def _in_c_order(folder: str, state: Manifest, snapshot: Snapshot) -> Manifest:
+def _in_c_order(lock: Lock, state: Manifest, snapshot: Snapshot) -> Manifest:
     dtype, shape = state.layout(DATA)
     if state.sample_shape is None:  # samples end to end
         shape = (len(snapshot.data.bytes) // dtype.itemsize,)
     values = np.ndarray(shape, dtype, snapshot.data.bytes, order="F" if snapshot.manifest.order == "F" else "C")
     rows = max(1, _BYTES_AT_ONCE // max(values.nbytes // max(len(values), 1), 1))
     state = state.with_files(**{DATA: with_header(state, DATA)})
-    with Opened() as opened:
+    with Opened(lock) as opened:
         for first in range(0, len(values), rows):
-            state = append(folder, state, DATA, [values[first : first + rows].tobytes()], opened)
+            state = append(state, DATA, [values[first : first + rows].tobytes()], opened)
         opened.sync()
     return state

@@ -18,10 +18,13 @@ from mmap_ninja._storage.commit import (
     write_rows,
 )
 from mmap_ninja._storage.disk import Buffer
+from mmap_ninja._storage.flatfile import read_part
 from mmap_ninja._storage.index import tables, widened
+from mmap_ninja._storage.lock import Lock
 from mmap_ninja._storage.manifest import DATA, DICTIONARY, INDEX, File, Manifest
 from mmap_ninja._storage.names import file_name, free_number
 from mmap_ninja._storage.snapshot import open_snapshot
+from mmap_ninja.errors import MapChangedError, after_commit, before_commit
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,14 @@ def new_id() -> str:
 
 
 class Writer:
-    """Adds to one map; whoever has one holds the lock of the folder."""
+    """Adds to one map, under the lock of its folder.
 
-    def __init__(self, folder: str, state: Manifest) -> None:
-        self.folder, self.state = folder, state
+    `found` is the state that the lock was taken for, before anything was done to make it writable.
+    """
+
+    def __init__(self, lock: Lock, state: Manifest, found: Manifest | None = None) -> None:
+        self.lock, self.folder, self.state = lock, lock.folder, state
+        self.found = state if found is None else found
 
     def append(self, batch: Batch, *, sync: bool = True) -> None:
         """Write a batch behind the committed samples and commit it."""
@@ -77,7 +84,36 @@ class Writer:
         )
         new = new.with_files(**{role: with_header(new, role) for role in appends})
         self._commit(new, appends, sync=sync)
-        sweep(self.folder, obsolete)
+        with after_commit():
+            sweep(self.lock, obsolete)
+
+    def has(self, batch: Batch, length: int, *, sync: bool) -> bool:
+        """True if this batch was appended to the first `length` samples, and nothing since; durable, with `sync`.
+
+        False where there are no more samples than these. Raises `MapChangedError` where there are others.
+        """
+        if self.state.length == length:
+            return False
+        if self.state.length != length + batch.count or not self._ends_with(batch):
+            raise MapChangedError(
+                f"{self.folder} has {self.state.length} samples, expected {length}, and does not end with those given"
+            )
+        if sync:
+            self.change()  # the call that has written them may have failed to sync
+        return True
+
+    def _ends_with(self, batch: Batch) -> bool:
+        """True if the last samples are those of a batch, byte by byte."""
+        state, raw = self.state, b"".join(batch.chunks)
+        data, length, size = state.files[DATA], state.length, len(raw)
+        if size > data.size or read_part(self.folder, data, data.end - size, size) != raw:
+            return False
+        if batch.rows is None:
+            return bool(batch.changes["sample_shape"] == state.sample_shape)
+        table = open_snapshot(self.folder, state=state).index.table(length - batch.count, length)
+        rows = batch.rows.copy()
+        rows[:, 0] += (data.size - size) // state.itemsize
+        return bool(np.array_equal(table, rows))
 
     def finish(self, *, sync: bool = True) -> None:
         """Publish what is not: every append of a writer is, those of a build are not."""
@@ -93,7 +129,7 @@ class Writer:
         return {name for name in self.state.obsolete if os.path.lexists(os.path.join(self.folder, name))}
 
     def _commit(self, new: Manifest, appends: Appends, *, sync: bool) -> None:
-        self.state = commit(self.folder, self.state, new, appends, sync=sync)
+        self.state = commit(self.lock, self.state, new, appends, sync=sync)
 
     def _placed(self, rows: np.ndarray[Any, Any], state: Manifest) -> Buffer:
         """The rows with their starts counted from the first value of the map."""
@@ -105,9 +141,10 @@ class Writer:
         """Copy the index to a new file with more columns."""
         new = File(file_name(INDEX, free_number(self.folder, [INDEX], [self.state.files[INDEX].name])))
         # Named before it is made, so that a crash leaves nothing behind that nobody knows.
-        self.change(sync=sync, obsolete=(new.name, new.crc_name))
+        with before_commit():
+            self.change(sync=sync, obsolete=(new.name, new.crc_name))
         index = open_snapshot(self.folder, state=self.state).index
         state = replace(wide, length=self.state.length).with_files(**{INDEX: new})
         state = state.with_files(**{INDEX: with_header(state, INDEX)})
         rows = (widened(table, wide.width) for table in tables(index))
-        return write_rows(self.folder, state, rows, sync=sync).files[INDEX]
+        return write_rows(self.lock, state, rows, sync=sync).files[INDEX]

@@ -53,6 +53,18 @@ def test_no_byte_of_a_linked_copy_changes(
 ) -> None:
     if not may_clone:
         monkeypatch.setattr(disk, "clone", lambda source, target: False)
+    written_to_both(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["rows: append", "dense: assign", "rows: upgrade"])
+def test_a_writer_that_does_not_look_is_caught(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "is_linked", lambda path: False)
+    with pytest.raises(AssertionError):
+        written_to_both(tmp_path, name)
+
+
+def written_to_both(tmp_path: Path, name: str) -> None:
+    """The change is made to a folder, then to its linked copy."""
     change, folder, copy = CHANGES[name], tmp_path / "map", tmp_path / "copy"
     change.begin(folder)
     linked(folder, copy)

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from changes import CHANGES, check, quietly
+from changes import CHANGES, check, no_syncs, quietly
 from faults import Disk, Strike, tree
 from mmap_ninja import DenseMmap, RaggedMmap, np_open_existing, open_map, verify
 from mmap_ninja._storage import disk
+from mmap_ninja._storage.lock import Lock
 from mmap_ninja.errors import MapChangedError, MapCorruptError, MmapNinjaError
 from plain_reader import same
 
@@ -70,9 +71,20 @@ SWAPS = (move, move_and_rebuild, remove_and_rebuild, empty_and_rebuild)
 def test_a_folder_is_swapped_after_any_call_of_a_writer(
     tmp_path: Path, name: str, swap: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    no_syncs(monkeypatch)
+    swapped_after_each_call(tmp_path, name, swap)
+
+
+@pytest.mark.parametrize("name", ["rows: extend over blocks", "rows: create"])
+def test_a_writer_that_does_not_look_is_caught(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_syncs(monkeypatch)
+    monkeypatch.setattr(Lock, "check", lambda self, files=(): None)
+    with pytest.raises(AssertionError):
+        swapped_after_each_call(tmp_path, name, remove_and_rebuild)
+
+
+def swapped_after_each_call(tmp_path: Path, name: str, swap: Callable[[Path], None]) -> None:
     """Once the lock is held, the writer says so, unless it has committed by then."""
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
-    monkeypatch.setattr(os, "fdatasync", lambda fd: None)
     change, folder = CHANGES[name], tmp_path / "map"
     DenseMmap.from_ndarray(tmp_path / "other", np.linspace(0, 1, 2_000))
     change.begin(tmp_path / "start")

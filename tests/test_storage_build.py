@@ -298,6 +298,25 @@ def test_a_part_built_map_is_checked_after_a_reboot(tmp_path: Path, rebooted: Ca
     assert same(RaggedMmap.from_generator(tmp_path / "map", iter(NEW), 2)[:], NEW)
 
 
+@pytest.mark.parametrize("cls", KINDS)
+@pytest.mark.parametrize("lost", ["zeros", "stale"])
+def test_what_a_device_has_lost_without_a_reboot_is_not_resumed_from(
+    tmp_path: Path, cls: type[Mmap], lost: str
+) -> None:
+    RaggedMmap.from_lists(tmp_path / "map", OLD)
+    stop(cls, tmp_path / "map", KINDS[cls][:3])
+    data = tmp_path / "map/data-2.npy"
+    raw = data.read_bytes()
+    data.write_bytes(raw[:-8] + (bytes(8) if lost == "zeros" else STALE[:8]))
+    before = tree(tmp_path / "map")
+    if raw[-8:] != bytes(8) or lost != "zeros":
+        with pytest.raises(MapCorruptError, match=r"not all of it has survived.*without resume=True"):
+            cls.from_generator(tmp_path / "map", iter(KINDS[cls]), 2, resume=True)
+        assert tree(tmp_path / "map") == before
+    assert same(open_map(tmp_path / "map")[:], OLD)
+    assert same(listed(cls.from_generator(tmp_path / "map", iter(KINDS[cls]), 2)), KINDS[cls])
+
+
 def test_on_the_same_boot_it_is_not_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop(RaggedMmap, tmp_path / "map", NEW[:3])
     monkeypatch.setattr(snapshot, "check_blocks", None)  # calling it would be a TypeError

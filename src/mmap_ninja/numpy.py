@@ -120,12 +120,15 @@ def open_existing(out_dir: AnyPath, mode: str = "r") -> Memmap:
     return _mapped(folder_of(out_dir), mode)
 
 
-def extend_dir(out_dir: AnyPath, arr: Any, sync: bool = True, timeout: float = 0.0) -> None:
+def extend_dir(
+    out_dir: AnyPath, arr: Any, sync: bool = True, timeout: float = 0.0, *, expected_length: int | None = None
+) -> None:
     """Add samples `(k, *sample_shape)` to the dense map in a folder, all of them or none; see `DenseMmap.extend`."""
     open_snapshot(folder_of(out_dir))  # raises where there is no map
     dense = DenseMmap(out_dir)
     try:
-        dense.extend(arr if isinstance(arr, np.ndarray | list) else np.asarray(arr), sync=sync, timeout=timeout)
+        samples = arr if isinstance(arr, np.ndarray | list) else np.asarray(arr)
+        dense.extend(samples, sync=sync, timeout=timeout, expected_length=expected_length)
     finally:
         dense._let_go()  # not `close`, which would sync what was not to be synced
 

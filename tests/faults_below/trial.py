@@ -1,0 +1,125 @@
+"""One trial: a change in a copy of its folder while calls fail, and what it has come to."""
+
+import gc
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from changes import Change, copied, quietly
+from faults_below.judge import Judge
+from faults_below.library import Call, Fault, Library
+from faults_below.reading import EVERYTHING
+from mmap_ninja import Mmap
+from mmap_ninja._storage import build
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A change by its name, and what befalls it. `is_same` goes on with the handle that the error came from."""
+
+    name: str
+    faults: tuple[Fault, ...]
+    is_same: bool = False
+
+    def __str__(self) -> str:
+        """The arguments that do it again: `python -m faults_below --trial ...`."""
+        return shlex.join([self.name, *map(str, self.faults), *["same"] * self.is_same])
+
+    @classmethod
+    def parse(cls, words: list[str]) -> "Trial":
+        faults = tuple(Fault.parse(word) for word in words[1:] if word != "same")
+        return cls(words[0], faults, "same" in words)
+
+
+@dataclass
+class Outcome:
+    """What a trial has come to: what was struck, what surfaced, and all that is wrong."""
+
+    trial: str
+    struck: list[str]
+    error: str = ""
+    committed: str = ""
+    problems: list[str] = field(default_factory=list)
+
+
+class Stage:
+    """What is there before a change, made once, and trials in copies of it."""
+
+    def __init__(self, name: str, library: Library, room: Path) -> None:
+        self.change, self._library, self._room = EVERYTHING[name], library, room
+        self._start = room / "start"
+        build._SAVE_EVERY = 0.0  # each batch of a build is saved, however fast this machine is
+        quietly(self.change.begin, self._start)
+        self.calls = self._recorded()
+
+    def _recorded(self) -> list[Call]:
+        """The calls of the change when none fails."""
+        for _ in range(2):  # the first one imports what it needs
+            calls = self._act(self._fresh(), ())[2]
+        return calls
+
+    def _fresh(self) -> Path:
+        top = self._room / "top"
+        if top.exists():
+            shutil.rmtree(top)
+        top.mkdir()
+        return copied(self._start, top / "map")
+
+    def _act(self, folder: Path, faults: Iterable[Fault]) -> tuple[object, BaseException | None, list[Call], int]:
+        """The handle, the error, the calls, and how many steps were done."""
+        handle, error, done = quietly(self.change.opening, folder), None, 0
+        self._library.arm(faults)
+        try:
+            for step in steps(self.change, handle):
+                quietly(step, handle)
+                done += 1
+        except BaseException as caught:
+            error = caught
+        finally:
+            self._library.disarm()
+        return handle, error, self._library.calls(), done
+
+    def run(self, trial: Trial) -> Outcome:
+        folder, ignored = self._fresh(), []
+        sys.unraisablehook = lambda hook: ignored.append(f"{type(hook.exc_value).__name__}: {hook.exc_value}")
+        open_before = descriptors()
+        judge = Judge(self.change, folder)
+        handle, error, calls, done = self._act(folder, trial.faults)
+        struck = [f"{at} {call}" for at, call in enumerate(calls) if call.is_struck]
+        outcome = Outcome(str(trial), struck, repr(error) if error else "", judge.told(error))
+        if struck:
+            judge.judge(handle, error, [call for call in calls if call.is_struck], trial.faults, done, trial.is_same)
+        elif error is not None:
+            judge.problems.append(f"wrong: {error!r} though nothing was struck")
+        del handle, error
+        judge.forget()
+        if ignored and not any(fault.moment.startswith("interrupt") for fault in trial.faults):
+            judge.problems.append(f"ignored: {ignored}")
+        if descriptors() != open_before:
+            gc.collect()
+            if (left := descriptors()) != open_before:
+                judge.problems.append(f"descriptors: {len(left)} are open, not {len(open_before)}: {list(left.values())}")
+        outcome.problems = judge.problems
+        return outcome
+
+
+def steps(change: Change, handle: object) -> list[Callable[[Mmap], object]]:
+    """The calls that a change makes: its error says what has become of the last one, not of those before."""
+    if not change.assigned or not isinstance(handle, Mmap):
+        return [change.call]
+    return [*(lambda m, i=i: m.__setitem__(i, change.new[i]) for i in change.assigned), lambda m: m.flush()]
+
+
+def descriptors() -> dict[str, str]:
+    """The open files of this process."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:  # that of the listing itself
+            continue
+    return found

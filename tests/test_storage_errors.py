@@ -18,8 +18,8 @@ import pytest
 import plain_reader
 from changes import CHANGES, KINDS, SHORT, Change, but, check, copied, listed, no_syncs, opened, quietly, whole
 from faults import Os, in_memory, tree
-from mmap_ninja import Mmap, verify
-from mmap_ninja.errors import DiskError, SyncError
+from mmap_ninja import Mmap, open_map, verify
+from mmap_ninja.errors import DiskError, MapPermissionError, SyncError
 from plain_reader import same
 
 ERRNOS = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO
@@ -243,3 +243,52 @@ def test_a_refused_assignment_leaves_no_doubt_about_the_map(tmp_path: Path) -> N
     handle.close()
     whole(tmp_path / "map", rows.samples)
     assert verify(tmp_path / "map") == []
+
+
+@pytest.mark.parametrize("name", ["rows: append", "rows: resume", "rows: upgrade", "zstd dictionary: extend format 1"])
+def test_a_read_may_give_fewer_bytes_than_it_was_asked_for(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, real = CHANGES[name], os.read
+    change.begin(tmp_path / "map")
+    monkeypatch.setattr(os, "read", lambda fd, size: real(fd, max(size // 3, 1)))
+    change.act(tmp_path / "map")
+    monkeypatch.undo()
+    whole(tmp_path / "map", change.new)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_what_cannot_be_looked_at_is_not_taken_for_absent(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a file of the user's own, with the name of one of ours."""
+    rows, real = KINDS["rows"], os.stat
+    (tmp_path / "data.npy").write_text("of others")
+
+    def stat_(path: object, **options: object) -> os.stat_result:
+        if str(path).endswith("data.npy"):
+            raise OSError(number, os.strerror(number), path)
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", stat_)
+    monkeypatch.setattr(os, "lstat", stat_)
+    with pytest.raises((DiskError, MapPermissionError), match=r"data\.npy") as caught:
+        rows.build(tmp_path, rows.first)
+    assert caught.value.errno == number
+    monkeypatch.undo()
+    assert (tmp_path / "data.npy").read_text() == "of others"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_folder_of_0_9_that_cannot_be_looked_at(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.stat
+    CHANGES["rows: upgrade"].begin(tmp_path / "map")
+
+    def stat_(path: object, **options: object) -> os.stat_result:
+        if str(path).endswith("data.ninja"):
+            raise OSError(number, os.strerror(number), path)
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", stat_)
+    with pytest.raises(DiskError, match=r"cannot look at .*data\.ninja"):
+        open_map(tmp_path / "map")

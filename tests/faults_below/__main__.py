@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("of", type=int, nargs="?", default=1)
     parser.add_argument("--only", default="", help="changes whose name has this pattern")
     parser.add_argument("--but", default="^$", help="not those that have this pattern")
+    parser.add_argument("--every", action="store_true", help="strike each call of these changes")
     parser.add_argument("--mutant", choices=MUTANTS, help="break the package like this")
     parser.add_argument("--trial", nargs="+", help="the trial of a report")
     given = parser.parse_args()
@@ -70,19 +71,20 @@ def run(given: argparse.Namespace, room: Path) -> None:
         return
     names = [name for name in EVERYTHING if re.search(given.only, name) and not re.search(given.but, name)]
     for k, name in enumerate(names):
-        count = given.trials // len(names) + (k < given.trials % len(names))
-        if k % given.of == given.part and count:
+        share = given.trials // len(names) + (k < given.trials % len(names))
+        if k % given.of == given.part and (share or given.every):
+            count = None if given.every else share
             print(json.dumps(of_change(name, given.seed, count, preloaded, room)), flush=True)
 
 
-def of_change(name: str, seed: int, count: int, preloaded: Library, room: Path) -> dict:
+def of_change(name: str, seed: int, count: int | None, preloaded: Library, room: Path) -> dict:
     """Trials in a child: one that dies takes no others with it."""
     read, write = os.pipe()
     begun = time.monotonic()
 
     def act() -> None:
         with open(write, "w") as pipe, tempfile.TemporaryDirectory(dir=room) as work:
-            for line in outcomes(name, seed, count, preloaded, Path(work), pipe.flush):
+            for line in outcomes(name, seed, count, preloaded, Path(work)):
                 print(line, file=pipe, flush=True)
 
     pid = start_child(act)
@@ -95,10 +97,9 @@ def of_change(name: str, seed: int, count: int, preloaded: Library, room: Path) 
     if code:
         bad.append({"trial": lines[-1] if lines else name, "problems": [f"died: the process ended with {code}"]})
     told = Counter(line["committed"] for line in found if line["error"])
-    struck = sum(bool(line["struck"]) for line in found)
     return {
         "name": name,
-        "trials": struck,
+        "trials": sum(bool(line["struck"]) for line in found),
         "raised": sum(told.values()),
         "committed": told,
         "seconds": round(time.monotonic() - begun, 1),
@@ -106,20 +107,19 @@ def of_change(name: str, seed: int, count: int, preloaded: Library, room: Path) 
     }
 
 
-def outcomes(
-    name: str, seed: int, count: int, preloaded: Library, room: Path, flush: Callable[[], None]
-) -> Iterator[str]:
-    """Each trial as it begins, and what it has come to; until so many were struck."""
+def outcomes(name: str, seed: int, count: int | None, preloaded: Library, room: Path) -> Iterator[str]:
+    """Each trial as it begins, and what it has come to: so many that were struck; None: each call once."""
     signal.alarm(_LONGEST)
     stage = Stage(name, preloaded, room)
     drawing, struck = Drawing(name, stage.calls, seed), 0
-    while struck < count:
-        trial = drawing.trial()
+    for trial in drawing.every() if count is None else drawing.some():
         yield json.dumps(str(trial))
         signal.alarm(_LONGEST)
         outcome: Outcome = stage.run(trial)
-        struck += bool(outcome.struck)
         yield json.dumps(asdict(outcome))
+        struck += bool(outcome.struck)
+        if struck == count:
+            break
     signal.alarm(0)
 
 

@@ -1,7 +1,7 @@
 """Trials drawn from a seed: each kind of fault at any call."""
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -32,6 +32,7 @@ ERRNOS = {
     "list": (*_ANY, errno.EMFILE),
 }
 CHANGING = "create", "write", "sync", "rename", "link", "unlink", "mkdir", "cut", "copy"
+DOING = *CHANGING, "close", "lock"  # what may be done, and yet report an error
 # What goes wrong for good: an error, and the calls that it strikes; none means all.
 LASTING = [
     (errno.EIO, ()),  # the device is gone
@@ -65,10 +66,21 @@ class Drawing:
             "pair": self._pair,
         }
 
-    def trial(self) -> Trial:
-        kind = self._pick([*self._kinds, "single"])
-        faults = self._kinds[kind](int(self._rng.integers(len(self._calls))))
-        return Trial(self._name, tuple(faults), bool(self._rng.integers(2)))
+    def every(self) -> Iterator[Trial]:
+        """One fault at each call: an error, one after it is done, a short one, Ctrl-C before and after."""
+        for at, call in enumerate(self._calls):
+            faults = [self._error(at), Fault("interrupt", at), Fault("interrupt-after", at)]
+            faults += [Fault("after", at, errno.EIO)] * (call.operation in DOING)
+            faults += [Fault("short", at)] * (call.operation in ("read", "write", "copy"))
+            for fault in faults:
+                yield Trial(self._name, (fault,), bool(self._rng.integers(2)))
+
+    def some(self) -> Iterator[Trial]:
+        """Trials of any kind, without end."""
+        while True:
+            kind = self._pick([*self._kinds, "single"])
+            faults = self._kinds[kind](int(self._rng.integers(len(self._calls))))
+            yield Trial(self._name, tuple(faults), bool(self._rng.integers(2)))
 
     def _pick(self, choices: Sequence) -> object:
         return choices[int(self._rng.integers(len(choices)))]
@@ -87,7 +99,7 @@ class Drawing:
         return [self._error(at)]
 
     def _after(self, at: int) -> list[Fault]:
-        at = self._next(at, *CHANGING, "close", "lock")
+        at = self._next(at, *DOING)
         return [Fault("after", at, errno.EIO)]
 
     def _short(self, at: int) -> list[Fault]:

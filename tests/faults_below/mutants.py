@@ -19,7 +19,9 @@ def _always(said: bool) -> Callable[[], None]:
 def _no_length() -> None:
     for name in ("append", "extend"):
         real = getattr(Writing, name)
-        setattr(Writing, name, lambda m, samples, real=real, expected_length=None, **options: real(m, samples, **options))
+        setattr(
+            Writing, name, lambda m, samples, real=real, expected_length=None, **options: real(m, samples, **options)
+        )
 
 
 def _silent_syncs() -> None:

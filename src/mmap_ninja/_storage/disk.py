@@ -76,10 +76,25 @@ def open_to_read(path: str) -> tuple[int, int]:
     return fd, _size(fd, path)
 
 
+def _open(path: str, flags: int) -> int:
+    """Open a file; a Ctrl-C that comes right after that loses no descriptor.
+
+    Python looks for signals when a call returns, before its result has a name. `extend` keeps the result first.
+    """
+    found: list[int] = []
+    try:
+        found.extend(map(os.open, (path,), (flags,), (0o666,)))
+    except BaseException:
+        for fd in found:
+            close_read(fd)
+        raise
+    return found[0]
+
+
 def _opened(path: str, flags: int) -> int:
     """A descriptor of the file, if no symbolic link leads there."""
     try:
-        return os.open(path, flags, 0o666)
+        return _open(path, flags)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -111,9 +126,17 @@ def read_small(path: str, cap: int) -> bytes:
         if size > cap:
             raise MapCorruptError(f"{path} has {size} bytes, expected at most {cap}")
         with explained(path, "read this part of a map"):
-            return os.read(fd, size)
+            return _read(fd, size)
     finally:
         close_read(fd)
+
+
+def _read(fd: int, size: int) -> bytes:
+    """The next bytes of a file, fewer only where it ends: one call may read a part of them."""
+    raw = os.read(fd, size)
+    while len(raw) < size and (more := os.read(fd, size - len(raw))):
+        raw += more
+    return raw
 
 
 def read_into(fd: int, view: memoryview, offset: int, path: str) -> None:
@@ -143,39 +166,64 @@ def close_read(fd: int) -> None:
         os.close(fd)
 
 
+def _status(path: str, *, follow_symlinks: bool = False) -> os.stat_result | None:
+    """What is at this path; None if nothing is. What cannot be looked at is an error, not an absence."""
+    with explained(path, "look at this part of a map"):
+        try:
+            return os.stat(path, follow_symlinks=follow_symlinks)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+def exists(path: str) -> bool:
+    """True if there is something at this path, be it a link."""
+    return _status(path) is not None
+
+
 def is_regular(path: str) -> bool:
     """True if there is a regular file at this path, and no link to one."""
-    try:
-        return stat.S_ISREG(os.stat(path, follow_symlinks=False).st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+    status = _status(path)
+    return status is not None and stat.S_ISREG(status.st_mode)
+
+
+def is_link(path: str) -> bool:
+    """True if there is a symbolic link at this path."""
+    status = _status(path)
+    return status is not None and stat.S_ISLNK(status.st_mode)
+
+
+def is_folder(path: str) -> bool:
+    """True if there is a folder at this path, or a link to one."""
+    status = _status(path, follow_symlinks=True)
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def is_no_folder(path: str) -> bool:
+    """True if there is something else than a folder at this path."""
+    status = _status(path, follow_symlinks=True)
+    return status is not None and not stat.S_ISDIR(status.st_mode)
 
 
 def is_at(fd: int, path: str) -> bool:
     """True if the open file is the one at this path, by device and inode."""
     with explained(path, "look at this part of a map"):
-        try:
-            return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+        status = _status(path)
+        return status is not None and os.path.samestat(os.fstat(fd), status)
 
 
 def is_linked(path: str) -> bool:
     """True if there is a file at this path that has a second name: a hard link."""
-    with explained(path, "look at this part of a map"):
-        try:
-            return os.stat(path, follow_symlinks=False).st_nlink > 1
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+    status = _status(path)
+    return status is not None and status.st_nlink > 1
 
 
 def make_folder(path: str) -> None:
     """Create a folder and its missing parents, each made durable in its own parent."""
     missing, above = [], path
-    while not os.path.lexists(above):
+    while not exists(above):
         missing.append(above)
         above = os.path.dirname(above) or "."
-    if not os.path.isdir(above):
+    if not is_folder(above):
         raise MapPathError(f"{above} is a file, expected the folder of a map")
     for folder in reversed(missing):
         try:
@@ -313,7 +361,7 @@ class _syncing(explained):
 def open_folder(path: str) -> int:
     """Open a folder, to sync it later; to be closed by `close_read`."""
     with explained(path, "open this folder to sync it"):
-        return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        return _open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
 
 
 def sync_folder(path: str, fd: int | None = None) -> None:
@@ -343,7 +391,7 @@ def remove(folder: str, name: str) -> None:
     parent, path = folder, os.path.join(folder, name)
     for part in name.split("/")[:-1]:
         parent = os.path.join(parent, part)
-        if os.path.islink(parent):
+        if is_link(parent):
             return
     try:
         with explained(path, "remove this part of a map"):

@@ -98,7 +98,8 @@ def _id(folder: str) -> str:
     """A name for a map that has none: that of its data file, which stays when the folder is upgraded."""
     path = os.path.join(folder, "data.ninja")
     try:
-        status = os.stat(path, follow_symlinks=False)
+        with disk.explained(path, "look at this part of a map"):
+            status = os.stat(path, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
         raise _corrupt(folder, "data.ninja", "is missing") from None
     return f"{status.st_dev % 2**64:016x}{status.st_ino % 2**64:016x}"
@@ -170,7 +171,7 @@ def _strings(folder: str, keys: Keys, torn: Torn | None) -> Manifest:
         "ends": ends.file,
     }
     names = [KIND, "data.ninja", "zstd_level.ninja", "zstd_dict.ninja"]
-    if level is not None and os.path.lexists(os.path.join(folder, "zstd_dict.ninja")):
+    if level is not None and disk.exists(os.path.join(folder, "zstd_dict.ninja")):
         size = _size(folder, "zstd_dict.ninja")
         if size > MOST_DICTIONARY:
             raise _corrupt(folder, "zstd_dict.ninja", f"has {size} bytes, expected at most {MOST_DICTIONARY}")
@@ -200,7 +201,7 @@ def _array(folder: str, sub: str, torn: Torn | None = None) -> _Array:
     path = os.path.join(folder, sub)
     above = path
     while len(above) > len(folder) and sub:
-        if os.path.islink(above):
+        if disk.is_link(above):
             raise MapCorruptError(f"{above} is a symbolic link, expected a folder")
         above = os.path.dirname(above)
     raw = _bytes(path, "shape.ninja")

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Collection, Iterable
 
+from mmap_ninja._storage import disk
 from mmap_ninja._storage.manifest import BUILDING, DATA, DICTIONARY, INDEX, File
 from mmap_ninja.errors import ForeignFileError
 
@@ -28,7 +29,7 @@ def _taken_names(folder: str, roles: Iterable[str], number: int) -> list[str]:
     """Which names of new files with this number, their checksums included, somebody has already."""
     files = [File(file_name(role, number)) for role in roles]
     names = [name for file in files for name in (file.name, file.crc_name)]
-    return [name for name in names if os.path.lexists(os.path.join(folder, name))]
+    return [name for name in names if disk.exists(os.path.join(folder, name))]
 
 
 def files_of_maps(folder: str) -> list[str]:
@@ -51,7 +52,7 @@ def free_number(folder: str, roles: Iterable[str], used: Collection[str]) -> int
     """
     number = max(_numbers(used), default=0) + 1
     while taken := _taken_names(folder, roles, number):
-        if not used and not os.path.lexists(os.path.join(folder, BUILDING)):
+        if not used and not disk.exists(os.path.join(folder, BUILDING)):
             raise foreign_file(folder, taken[0])
         number += 1
     return number

@@ -15,7 +15,7 @@ from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.manifest import Manifest
 from mmap_ninja._storage.writer import new_id
 from mmap_ninja._writing import Samples, Writing, json_values
-from mmap_ninja.errors import ArgumentTypeError, after_commit
+from mmap_ninja.errors import AFTER_COMMIT, ArgumentTypeError
 from mmap_ninja.indexing import integer
 
 
@@ -138,7 +138,7 @@ class Making(Writing):
             for samples in batches(build.state.length):
                 build.append(encode(build.state, samples))
             build.finish(sync=sync)
-        with after_commit():
+        with AFTER_COMMIT:
             made = cls(out_dir, **plan.opening)  # type: ignore[call-arg]
             made._is_unsynced = not sync
             return made

@@ -20,6 +20,8 @@ from mmap_ninja._storage.manifest import MOST_NESTED, Manifest, nesting
 from mmap_ninja._storage.snapshot import Snapshot
 from mmap_ninja._storage.writer import Batch, Writer
 from mmap_ninja.errors import (
+    AFTER_COMMIT,
+    BEFORE_COMMIT,
     ArgumentError,
     ArgumentTypeError,
     MapChangedError,
@@ -29,8 +31,6 @@ from mmap_ninja.errors import (
     MapReadOnlyError,
     SampleError,
     SyncError,
-    after_commit,
-    before_commit,
     set_committed,
 )
 from mmap_ninja.indexing import integer, is_single, position, positions
@@ -86,7 +86,7 @@ class Writing(Reading):
         if expected_length is not None:
             integer("expected_length", expected_length, 0)
         with self._change:
-            with before_commit():
+            with BEFORE_COMMIT:
                 self._renew_checksums(timeout)
             snapshot = self._opened()
             if len(samples) == 0:
@@ -99,7 +99,7 @@ class Writing(Reading):
                 if expected_length is None or not writer.has(batch, expected_length, sync=sync):
                     writer.append(batch, sync=sync)
                     writer.finish(sync=sync)
-            with after_commit():
+            with AFTER_COMMIT:
                 self._is_unsynced = self._is_unsynced or not sync
                 self._patience = max(self._patience, timeout)
                 self._load_written(writer.state)
@@ -153,7 +153,7 @@ class Writing(Reading):
             if self._patches is not None and self._patches.is_shared():
                 self._renew_checksums()
             if self._patches is None:
-                with before_commit(), self._writer(snapshot) as writer:
+                with BEFORE_COMMIT, self._writer(snapshot) as writer:
                     self._patches = InPlace(writer)
                     moved = Snapshot(self._folder, writer.state, snapshot.length)  # an upgrade may have moved samples
                 self._load(moved)
@@ -237,14 +237,14 @@ class Writing(Reading):
     def metadata(self, value: Mapping[str, Any]) -> None:
         checked = json_values(value)
         with self._change:
-            with before_commit():
+            with BEFORE_COMMIT:
                 self._renew_checksums()
             snapshot = self._state()
             if snapshot is None:
                 raise MapNotFoundError(f"there is no map at {self._folder} yet; append the first sample before that")
             with self._writer(snapshot) as writer:
                 change_map(writer, metadata=checked)
-            with after_commit():
+            with AFTER_COMMIT:
                 self._load_written(writer.state)
 
 

@@ -147,24 +147,27 @@ class SalvageWarning(UserWarning):
     """Not everything in a folder that mmap_ninja 0.9.0 was interrupted in could be saved."""
 
 
-@contextlib.contextmanager
-def after_commit() -> Iterator[None]:
-    """Errors that leave the block say that the new state is visible."""
-    try:
-        yield
-    except BaseException as error:
-        set_committed(error, True)
-        raise
+class _Telling:
+    """Errors that leave the block say what is committed.
+
+    A class, because each append goes through several of these, and a generator takes three times as long.
+    """
+
+    __slots__ = ("_committed",)
+
+    def __init__(self, committed: bool) -> None:
+        self._committed = committed
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            set_committed(error, self._committed)
 
 
-@contextlib.contextmanager
-def before_commit() -> Iterator[None]:
-    """Errors that leave the block say that nothing is committed, whatever was committed to prepare for it."""
-    try:
-        yield
-    except BaseException as error:
-        set_committed(error, False)
-        raise
+AFTER_COMMIT = _Telling(True)  # the new state is visible
+BEFORE_COMMIT = _Telling(False)  # nothing is committed, whatever was committed to prepare for it
 
 
 def set_committed(error: BaseException, committed: bool | None) -> None:

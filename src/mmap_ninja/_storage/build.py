@@ -31,13 +31,13 @@ from mmap_ninja._storage.unfinished import resumed, settle, unfinished
 from mmap_ninja._storage.upgrade import upgrade
 from mmap_ninja._storage.writer import Batch, Writer
 from mmap_ninja.errors import (
+    BEFORE_COMMIT,
     MapChangedError,
     MapCorruptError,
     MapKindError,
     PartBuiltError,
     SyncError,
     UpgradeWarning,
-    before_commit,
     set_committed,
     warn,
 )
@@ -59,7 +59,7 @@ def writing(
             raise MapChangedError(f"the map at {folder} is gone since it was opened")
         disk.make_folder(folder)
     with Lock(folder, timeout) as lock:
-        with before_commit():
+        with BEFORE_COMMIT:
             settle(lock, keys)
             manifest = find(folder, keys)
         if manifest is None or not (manifest.length or manifest.format_1):
@@ -76,7 +76,7 @@ def writing(
             )
         if manifest.format_1 and manifest.kind != template.kind:
             raise MapKindError(f"{folder} is a {manifest.kind} map, not a {template.kind} one")
-        with before_commit():
+        with BEFORE_COMMIT:
             state = _made_writable(lock, manifest)
         yield Writer(lock, state, manifest)
 

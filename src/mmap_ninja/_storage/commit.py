@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from mmap_ninja._storage import disk
-from mmap_ninja._storage.decode import decode_once
+from mmap_ninja._storage.decode import decode
 from mmap_ninja._storage.disk import Buffer
 from mmap_ninja._storage.flatfile import BLOCK, appended, npy_header
 from mmap_ninja._storage.lock import Lock
@@ -38,7 +38,7 @@ from mmap_ninja._storage.manifest import (
     encode,
 )
 from mmap_ninja._storage.snapshot import read_json
-from mmap_ninja.errors import MapChangedError, MmapNinjaError, SyncError, after_commit, set_committed
+from mmap_ninja.errors import AFTER_COMMIT, MapChangedError, MmapNinjaError, SyncError, set_committed
 
 Appends = Mapping[str, Sequence[Buffer]]
 
@@ -49,13 +49,20 @@ class Opened(dict[str, int]):
     def __init__(self, lock: Lock) -> None:
         super().__init__()
         self.lock = lock
+        self._identities: dict[str, disk.Identity] = {}
         self._folder: int | None = None
 
     def file(self, name: str, *, create: bool = False) -> int:
         """The descriptor of a file, which is opened, or made, at its first use."""
         if name not in self:
-            self[name] = disk.open_to_write(self.lock.path(name), create=create)
-            self.lock.check()  # the file of another folder, which has taken this one's place, is not written to
+            path = self.lock.path(name) if create else os.path.join(self.lock.folder, name)
+            fd = disk.open_to_write(path, create=create)
+            try:
+                self.lock.check()  # the file of another folder, which has taken this one's place, is not ours to change
+            except BaseException:
+                disk.close(fd)
+                raise
+            self[name], self._identities[name] = fd, disk.identity(fd)
         return self[name]
 
     def sync(self) -> None:
@@ -65,7 +72,8 @@ class Opened(dict[str, int]):
 
     def check(self, state: Manifest) -> None:
         """Raise `MapChangedError` unless the folder, and the open files that this state names, are still there."""
-        self.lock.check({name: fd for name, fd in self.items() if name in state.names()})
+        named = state.names() & self.keys()
+        self.lock.check({name: self._identities[name] for name in named})
 
     def open_folder(self) -> None:
         """Open the folder itself, so that nothing but the sync can fail when its names are to be made durable."""
@@ -116,7 +124,7 @@ def commit(lock: Lock, old: Manifest, new: Manifest, appends: Appends, *, sync: 
             state = replace(state, synced=sync, lost=state.lost and not sync)
             _prepare(state, MANIFEST, opened, sync=sync)
         _put(state, MANIFEST, opened, sync=sync)
-        with after_commit(), suppress(OSError):  # the samples are committed, whatever becomes of the headers
+        with AFTER_COMMIT, suppress(OSError):  # the samples are committed, whatever becomes of the headers
             write_headers(state, appends, opened)
     except SyncError as error:
         if error.is_uncut:  # the next commit would write to the same blocks, and take them for written
@@ -186,10 +194,11 @@ def write_manifest(lock: Lock, state: Manifest, to: str, *, sync: bool) -> None:
 def _prepare(state: Manifest, to: str, opened: Opened, *, sync: bool) -> None:
     """Write a manifest beside the one whose place it will take; if that fails, it leaves no file."""
     lock = opened.lock
-    path, raw = lock.path(to + NEXT), encode(state)
-    decode_once(raw, path)  # nothing is committed that could not be read
+    raw = encode(state)
+    decode(raw, os.path.join(lock.folder, to))  # nothing is committed that could not be read
     if sync:
         opened.open_folder()
+    path = lock.path(to + NEXT)
     fd = disk.create_temporary(path)
     try:
         try:
@@ -205,16 +214,19 @@ def _prepare(state: Manifest, to: str, opened: Opened, *, sync: bool) -> None:
 
 
 def _put(state: Manifest, to: str, opened: Opened, *, sync: bool, of: str = "") -> None:
-    """Rename the manifest that was prepared, or that of the name `of`, to the one whose place it takes."""
-    lock = opened.lock
+    """Rename the manifest that was prepared, or that of the name `of`, to the one whose place it takes.
+
+    `Opened.check` comes right before.
+    """
+    folder = opened.lock.folder
     try:
-        disk.replace(lock.path(of or to + NEXT), lock.path(to))
+        disk.replace(os.path.join(folder, of or to + NEXT), os.path.join(folder, to))
     except BaseException as error:
         if to == MANIFEST:
-            _say_if_published(error, lock.folder, state)
+            _say_if_published(error, folder, state)
         raise
     if sync:
-        with after_commit() if to == MANIFEST else nullcontext():
+        with AFTER_COMMIT if to == MANIFEST else nullcontext():
             opened.sync_names()
 
 
@@ -256,7 +268,7 @@ def publish(state: Manifest, opened: Opened, *, sync: bool) -> Manifest:
     write_manifest(lock, state, BUILDING, sync=sync)
     opened.check(state)
     _put(state, MANIFEST, opened, sync=sync, of=BUILDING)
-    with after_commit():
+    with AFTER_COMMIT:
         sweep(lock, state.obsolete)
     return state
 

@@ -40,6 +40,7 @@ _READ_FLAGS = os.O_RDONLY | _BASE_FLAGS | getattr(os, "O_NONBLOCK", 0)
 
 
 _paths: dict[int, str] = {}  # of the descriptors that were opened to write, for the errors
+_statuses: dict[int, os.stat_result] = {}  # what those were when they were opened
 
 
 class explained:
@@ -73,7 +74,7 @@ def open_to_read(path: str) -> tuple[int, int]:
     """Open a regular file; returns its descriptor and its size in bytes."""
     with explained(path, "read this part of a map"):
         fd = _opened(path, _READ_FLAGS)
-    return fd, _size(fd, path)
+    return fd, _looked_at(fd, path).st_size
 
 
 def _open(path: str, flags: int) -> int:
@@ -105,8 +106,8 @@ def _opened(path: str, flags: int) -> int:
         raise
 
 
-def _size(fd: int, path: str) -> int:
-    """The size of an open file in bytes; what is no regular file is closed and refused."""
+def _looked_at(fd: int, path: str) -> os.stat_result:
+    """The status of an open file; what is no regular file is closed and refused."""
     try:
         with explained(path, "look at this part of a map"):
             status = os.fstat(fd)
@@ -116,7 +117,7 @@ def _size(fd: int, path: str) -> int:
     if not stat.S_ISREG(status.st_mode):
         close_read(fd)
         raise MapCorruptError(f"{path} is not a regular file")
-    return status.st_size
+    return status
 
 
 def read_small(path: str, cap: int) -> bytes:
@@ -204,11 +205,29 @@ def is_no_folder(path: str) -> bool:
     return status is not None and not stat.S_ISDIR(status.st_mode)
 
 
-def is_at(fd: int, path: str) -> bool:
-    """True if the open file is the one at this path, by device and inode."""
-    with explained(path, "look at this part of a map"):
-        status = _status(path)
-        return status is not None and os.path.samestat(os.fstat(fd), status)
+Identity = tuple[int, int]  # device and inode
+
+
+def identity(fd: int) -> Identity:
+    """What tells a file that was opened to write from all others, as long as it is open."""
+    status = _statuses[fd]
+    return status.st_dev, status.st_ino
+
+
+def had_links(fd: int) -> bool:
+    """True if a file had a second name, a hard link, when it was opened to write."""
+    return _statuses[fd].st_nlink > 1
+
+
+def has_links(fd: int) -> bool:
+    """True if an open file has a second name now."""
+    return os.fstat(fd).st_nlink > 1
+
+
+def is_at(identity: Identity, path: str) -> bool:
+    """True if this very file, which is open, is the one at this path."""
+    status = _status(path)
+    return status is not None and (status.st_dev, status.st_ino) == identity
 
 
 def is_linked(path: str) -> bool:
@@ -262,13 +281,14 @@ def open_to_write(path: str, create: bool = False) -> int:
 def _open_to_change(path: str, flags: int) -> int:
     with explained(path):
         fd = _opened(path, os.O_RDWR | flags | _BASE_FLAGS)
-    _size(fd, path)  # a FIFO or a device under one of our names is not written to
-    _paths[fd] = path
+    status = _looked_at(fd, path)  # a FIFO or a device under one of our names is not written to
+    _paths[fd], _statuses[fd] = path, status
     return fd
 
 
 def close(fd: int) -> None:
     """Close a descriptor that was opened to write."""
+    _statuses.pop(fd, None)
     with explained(_paths.pop(fd, "")):
         os.close(fd)
 

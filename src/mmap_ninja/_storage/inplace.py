@@ -35,6 +35,7 @@ class InPlace:
         file = writer.state.files[DATA]
         self._may_check, self._path = file.checked, writer.lock.path(file.name)
         self._fd = disk.open_to_write(self._path)
+        self._identity = disk.identity(self._fd)
         mark_unchecked(writer)  # the last thing that can fail before a byte is written
         self._state, self._file = (writer.state.id, writer.state.generation), file
         self._owner = os.getpid()
@@ -57,7 +58,7 @@ class InPlace:
         if (
             found.lost
             or found.files[DATA].name != self._file.name
-            or not (is_moved or disk.is_at(self._fd, self._path))
+            or not (is_moved or disk.is_at(self._identity, self._path))
         ):
             raise MapChangedError(f"{self._path} has been replaced: assign to the map that is there now, once more")
         disk.sync_data(self._fd)
@@ -85,7 +86,7 @@ class InPlace:
 
     def is_shared(self) -> bool:
         """True if the file got a second name, a hard link, since the first assignment."""
-        return disk.is_linked(self._path)
+        return disk.has_links(self._fd)
 
     def is_own(self) -> bool:
         """Whether this process has made the assignments, and not the one that it was forked from."""

@@ -74,6 +74,7 @@ class Lock:
         self.folder, self.was_shared = folder, False  # by a hard-linked copy of the folder
         self._path, self._timeout, self._owner = os.path.join(folder, LOCK), timeout, os.getpid()
         self._fd: int | None = None
+        self._identity = (0, 0)
         given: object = timeout
         if not isinstance(given, int | float) or isinstance(given, bool) or given != given:  # NaN waits for ever
             raise ArgumentTypeError(f"timeout is {timeout!r}, expected a number of seconds")
@@ -96,7 +97,7 @@ class Lock:
                         f"{self.folder} is being written by another process or handle; wait for it with timeout=seconds"
                     )
                 time.sleep(min(0.01, max(self._timeout, 0.0)))
-            if disk.is_linked(self._path):
+            if self._fd is not None and disk.had_links(self._fd):
                 self._take_apart()
         except BaseException:
             self.release()
@@ -116,15 +117,17 @@ class Lock:
                 set_committed(change, error.committed)
                 raise change from error
 
-    def check(self, files: Mapping[str, int] = MappingProxyType({})) -> None:
+    def check(self, files: Mapping[str, disk.Identity] = MappingProxyType({})) -> None:
         """Raise `MapChangedError` if the folder was moved, removed or replaced since it was locked.
 
-        The same for `files`, open ones by their names. SQLite looks at device and inode in the same way
+        Also if one of `files`, open ones by their names, was. SQLite looks at device and inode in this way
         (https://sqlite.org/howtocorrupt.html, section 2.5).
         """
-        gone = [name for name, fd in files.items() if not disk.is_at(fd, os.path.join(self.folder, name))]
-        if not self._is_here() or gone:
-            raise self._changed(os.path.join(self.folder, gone[0]) if gone else self.folder)
+        if not self._is_here():
+            raise self._changed(self.folder)
+        for name, identity in files.items():
+            if not disk.is_at(identity, path := os.path.join(self.folder, name)):
+                raise self._changed(path)
 
     @staticmethod
     def _changed(what: str) -> MapChangedError:
@@ -136,9 +139,10 @@ class Lock:
         with _is_changing:
             self._fd = disk.open_to_write(self._path, create=True)
             _held.add(self._fd)
+        self._identity = disk.identity(self._fd)
 
     def _is_here(self) -> bool:
-        return self._fd is not None and disk.is_at(self._fd, self._path)
+        return self._fd is not None and disk.is_at(self._identity, self._path)
 
     def _is_locked_here(self) -> bool:
         """Lock the file that has the name now, unless another writer has locked it."""
@@ -162,6 +166,7 @@ class Lock:
             with _is_changing:
                 self._fd = disk.create_temporary(self._path + NEXT)
                 _held.add(self._fd)
+            self._identity = disk.identity(self._fd)
             _is_locked(self._fd, self._path)
             disk.replace(self._path + NEXT, self._path)
         finally:

@@ -24,7 +24,7 @@ from mmap_ninja._storage.lock import Lock
 from mmap_ninja._storage.manifest import DATA, DICTIONARY, INDEX, File, Manifest
 from mmap_ninja._storage.names import file_name, free_number
 from mmap_ninja._storage.snapshot import open_snapshot
-from mmap_ninja.errors import MapChangedError, after_commit, before_commit
+from mmap_ninja.errors import AFTER_COMMIT, BEFORE_COMMIT, MapChangedError
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Writer:
         )
         new = new.with_files(**{role: with_header(new, role) for role in appends})
         self._commit(new, appends, sync=sync)
-        with after_commit():
+        with AFTER_COMMIT:
             sweep(self.lock, obsolete)
 
     def has(self, batch: Batch, length: int, *, sync: bool) -> bool:
@@ -141,7 +141,7 @@ class Writer:
         """Copy the index to a new file with more columns."""
         new = File(file_name(INDEX, free_number(self.folder, [INDEX], [self.state.files[INDEX].name])))
         # Named before it is made, so that a crash leaves nothing behind that nobody knows.
-        with before_commit():
+        with BEFORE_COMMIT:
             self.change(sync=sync, obsolete=(new.name, new.crc_name))
         index = open_snapshot(self.folder, state=self.state).index
         state = replace(wide, length=self.state.length).with_files(**{INDEX: new})

@@ -117,11 +117,12 @@ class Windows(View):
     def _fill(self, out: Any, found: Positions) -> Any:
         if self._grid.shape is None:
             raise ArgumentTypeError("take(out=...) is for windows of one shape; these may differ")
-        rows, shape = self._rows(self._opened(), found), (len(found), *self._grid.shape)
+        snapshot = self._opened()
+        rows, shape = self._rows(snapshot, found), (len(found), *self._grid.shape)
         fits = isinstance(out, np.ndarray) and (out.dtype, out.shape, out.flags.writeable) == (rows.dtype, shape, True)
         if not fits:
             raise ArgumentTypeError(f"out has to be a writable array of {rows.dtype} and shape {shape}")
-        if out.flags.c_contiguous:
+        if out.flags.c_contiguous and not np.may_share_memory(out, np.frombuffer(snapshot.data.bytes, np.uint8)):
             rows.into(out)
         else:
             out[...] = gather.jagged(rows).values.reshape(shape)

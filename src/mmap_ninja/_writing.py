@@ -55,8 +55,8 @@ class Writing(Reading):
         """The function that converts and checks samples for a map in the given state."""
 
     @abstractmethod
-    def _patch(self, snapshot: Snapshot, i: int, value: Any) -> tuple[int, memoryview]:
-        """Where the bytes of sample i begin in the data, and the bytes of `value` in their place."""
+    def _new_bytes(self, snapshot: Snapshot, i: int, value: Any) -> bytes:
+        """A copy of the bytes of `value`, checked to fit in the place of sample i."""
 
     def append(
         self, sample: Any, sync: bool = True, timeout: float = 0.0, *, expected_length: int | None = None
@@ -134,8 +134,9 @@ class Writing(Reading):
     def __setitem__(self, index: Any, value: Any) -> None:
         """Overwrite one sample or several of the same sizes, in mode `"r+"`.
 
-        All values are checked before the first byte is written. The bytes are written at once and durable after
-        `flush` or `close`, but not atomic under a crash: until then the map is marked as not checksummed.
+        All values are checked and copied before the first byte is written, so they may be samples of this map. The
+        bytes are written at once and durable after `flush` or `close`, but not atomic under a crash: until then the
+        map is marked as not checksummed.
         """
         with self._change:
             snapshot = self._opened()
@@ -143,27 +144,38 @@ class Writing(Reading):
                 raise MapReadOnlyError(
                     f'{self._folder} is open read-only (mode "{self.mode}"); assigning needs mode="r+"'
                 )
-            assigned = list(_assigned(index, value, snapshot.length))
-            patches = [self._patch(snapshot, i, sample) for i, sample in assigned]
-            if not patches:
-                return
-            self._refuse_after_failure()
-            if self._patches is not None and not self._patches.is_own():  # this process was forked since
-                self._forget_assignments()
-            if self._patches is not None and self._patches.is_shared():
-                self._renew_checksums()
-            if self._patches is None:
-                with BEFORE_COMMIT, self._writer(snapshot) as writer:
-                    self._patches = InPlace(writer)
-                    moved = Snapshot(self._folder, writer.state, snapshot.length)  # an upgrade may have moved samples
-                self._load(moved)
-                patches = [self._patch(moved, i, sample) for i, sample in assigned]
-            try:
-                for at, raw in patches:
-                    self._patches.write(at, raw)
-            except BaseException as error:
-                set_committed(error, None)  # some values may be written
-                raise
+            # Bytes of their own: a value may lie in the very file that is written, through any mapping of it.
+            assigned = [
+                (i, self._new_bytes(snapshot, i, sample)) for i, sample in _assigned(index, value, snapshot.length)
+            ]
+            if assigned:
+                with BEFORE_COMMIT:
+                    patches = self._assigning(snapshot)
+                self._overwrite(patches, assigned)
+
+    def _assigning(self, snapshot: Snapshot) -> InPlace:
+        """The assignments of this handle that were not flushed; begins with them where there are none."""
+        self._refuse_after_failure()
+        if self._patches is not None and not self._patches.is_own():  # this process was forked since
+            self._forget_assignments()
+        if self._patches is not None and self._patches.is_shared():
+            self._renew_checksums()
+        if self._patches is None:
+            with self._writer(snapshot) as writer:
+                self._patches = InPlace(writer)
+                self._load(Snapshot(self._folder, writer.state, snapshot.length))
+        return self._patches
+
+    def _overwrite(self, patches: InPlace, assigned: list[tuple[int, bytes]]) -> None:
+        """Write the new bytes of samples where they lie now, which an upgrade may have changed."""
+        current = self._opened()
+        starts, _ = self._places(current, np.array([i for i, _ in assigned], np.int64))
+        try:
+            for start, (_, raw) in zip(starts.tolist(), assigned, strict=True):
+                patches.write(start * current.manifest.itemsize, raw)
+        except BaseException as error:
+            set_committed(error, None)  # some values may be written
+            raise
 
     def flush(self) -> None:
         """Make everything that was written through this handle durable, and renew the checksums of assigned samples."""

@@ -169,7 +169,7 @@ class BytesMmap(Mmap):
         counts = sizes(samples)
         return Slices.joined_from(np.dtype(np.uint8), counts[:, None], counts, found, samples)
 
-    def _patch(self, snapshot: Snapshot, i: int, value: Any) -> tuple[int, memoryview]:
+    def _new_bytes(self, snapshot: Snapshot, i: int, value: Any) -> bytes:
         if snapshot.manifest.codec is not None:
             raise MapReadOnlyError(f"{snapshot.folder} is compressed; its samples cannot be assigned in place")
         try:
@@ -177,10 +177,10 @@ class BytesMmap(Mmap):
         except (SampleError, SampleTypeError) as error:
             raise type(error)(f"sample {i}: {error.args[1]}") from None
         byte_reader(snapshot)(i)  # refuses a wrong row, before anything is written there
-        start, size = snapshot.index.row(i)[:2]
+        size = snapshot.index.row(i)[1]
         if len(raw) != size:
             raise SampleError(f"sample {i}: the new value has {len(raw)} bytes, expected {size}")
-        return start, memoryview(raw)
+        return raw
 
 
 def _check_dictionary_size(size: int, level: int | None) -> None:

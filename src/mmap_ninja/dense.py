@@ -153,9 +153,8 @@ class DenseMmap(Mmap):
     def _rows(self, snapshot: Snapshot, found: Positions) -> gather.Rows:
         return gather.Even.of(_samples(snapshot), found)
 
-    def _patch(self, snapshot: Snapshot, i: int, value: Any) -> tuple[int, memoryview]:
-        array = fit_in_place(snapshot.manifest, i, snapshot.manifest.sample_shape or (), value)
-        return i * array.nbytes, raw(array)
+    def _new_bytes(self, snapshot: Snapshot, i: int, value: Any) -> bytes:
+        return fit_in_place(snapshot.manifest, i, snapshot.manifest.sample_shape or (), value).tobytes()
 
 
 def _numbers(snapshot: Snapshot, found: Positions | None) -> Positions:

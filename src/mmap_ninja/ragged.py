@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmap_ninja._encode import Array, fit_in_place, fitted, joined, raw
+from mmap_ninja._encode import Array, fit_in_place, fitted, joined
 from mmap_ninja._making import Plan, plan_of_arrays
 from mmap_ninja._reading import AnyPath
 from mmap_ninja._storage.index import MISSING, MISSING_IN_ROW, OUT_OF_RANGE
@@ -142,11 +142,10 @@ class RaggedMmap(Mmap):
         snapshot = self._opened()
         return _values(self._bytes(snapshot), snapshot.manifest.dtype)
 
-    def _patch(self, snapshot: Snapshot, i: int, value: Any) -> tuple[int, memoryview]:
+    def _new_bytes(self, snapshot: Snapshot, i: int, value: Any) -> bytes:
         self._reader(snapshot)(i)  # refuses a wrong row, before anything is written there
-        start, *shape = _trimmed(snapshot.index.row(i))
-        array = fit_in_place(snapshot.manifest, i, tuple(shape), value)
-        return start * array.dtype.itemsize, raw(array)
+        _, *shape = _trimmed(snapshot.index.row(i))
+        return fit_in_place(snapshot.manifest, i, tuple(shape), value).tobytes()
 
 
 def _values(raw: memoryview, dtype: np.dtype[Any] | None) -> Array:

@@ -42,7 +42,7 @@ class InPlace:
         self._blocks: set[int] = set()
         self._crcs: np.ndarray[Any, Any] | None = None  # of the complete blocks, as they were
 
-    def write(self, at: int, raw: memoryview) -> None:
+    def write(self, at: int, raw: bytes) -> None:
         """Overwrite bytes of the data, `at` bytes from its first value."""
         self._blocks.update(range(at // BLOCK, (at + len(raw) - 1) // BLOCK + 1))
         disk.write_at(self._fd, [raw], self._file.offset + at)

@@ -17,6 +17,7 @@ from mmap_ninja.verify import verify
 _KINDS = """\
 One line is printed for each finding:
   damaged     bytes are not those that were written
+  changed     its writer was faster than the check: check again when it rests
   unchecked   nothing vouches for them: assigned in place, or of format 1, which has no checksums
   unfinished  a build was interrupted
   leftover    files of an interrupted writer that nobody needs; --repair removes them

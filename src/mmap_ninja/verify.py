@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mmap_ninja._ingest import byte_progress
 from mmap_ninja._reading import AnyPath, folder_of
-from mmap_ninja._storage.check import DAMAGED, HEADER, LEFTOVER, UNCHECKED, Finding, check, total
+from mmap_ninja._storage.check import CHANGED, DAMAGED, HEADER, LEFTOVER, UNCHECKED, Finding, check, total
 from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
 from mmap_ninja._storage.repair import accept as vouch
 from mmap_ninja._storage.repair import repair as mend
@@ -34,7 +34,8 @@ def verify(
     or after writing to what `np_open_existing` has opened; close all handles that assign before. Both take the lock,
     for which they wait `timeout` seconds, and both raise `MapLockedError`, `MapPermissionError` and `DiskError`.
 
-    A map that is being written can be checked; what its writer is about to remove or renew is left out then.
+    A map that is being written can be checked; what its writer is about to remove or renew is left out then, and
+    what differs is called damaged only if no writer has changed it meanwhile.
     Raises `MapNotFoundError` or `MapPathError` where there is no map, `MapPermissionError` or `MapVersionError` where
     it cannot be read, but never for one that is damaged.
 
@@ -49,7 +50,7 @@ def verify(
         found = check(folder, keys, tick, is_in_use=not repair)
     kinds = {one.kind for one in found}
     is_mended = repair and bool(kinds & {LEFTOVER, HEADER})
-    is_accepted = accept and UNCHECKED in kinds and DAMAGED not in kinds
+    is_accepted = accept and UNCHECKED in kinds and not kinds & {CHANGED, DAMAGED}
     if is_mended:
         mend(folder, keys, timeout)
     if is_accepted:

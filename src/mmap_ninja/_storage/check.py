@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from mmap_ninja._storage import disk
-from mmap_ninja._storage.flatfile import BLOCK, bad_blocks, has_crcs, npy_header, read_part
+from mmap_ninja._storage.compare import PATIENCE, Comparison, Replaced, manifests
+from mmap_ninja._storage.flatfile import BLOCK, npy_header, read_part
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.lock import is_held
-from mmap_ninja._storage.manifest import BUILDING, CAP, DATA, DENSE, INDEX, MANIFEST, File, Manifest
+from mmap_ninja._storage.manifest import BUILDING, DATA, DENSE, INDEX, MANIFEST, File, Manifest
 from mmap_ninja._storage.rows import bad_rows, places
 from mmap_ninja._storage.snapshot import Snapshot, find, find_finished, read_json
 from mmap_ninja._storage.unfinished import NEXT_ONES, is_ours, is_unreadable
@@ -24,8 +26,10 @@ from mmap_ninja.errors import (
     MmapNinjaError,
 )
 
-DAMAGED, UNCHECKED, UNFINISHED, LEFTOVER, HEADER = "damaged", "unchecked", "unfinished", "leftover", "header"
-_TRIES = 5  # for a map that changes while it is looked at
+DAMAGED, CHANGED, UNCHECKED = "damaged", "changed", "unchecked"
+UNFINISHED, LEFTOVER, HEADER = "unfinished", "leftover", "header"
+_OF_THE_MAP = (DAMAGED, CHANGED, UNCHECKED)
+_TRIES = 5  # at least, for a map that changes while it is looked at
 _SHOWN = 8  # ranges of damaged blocks
 
 Tick = Callable[[int], object] | None  # None: look at everything but the bytes
@@ -35,9 +39,10 @@ Tick = Callable[[int], object] | None  # None: look at everything but the bytes
 class Finding:
     """Something about one file of a map, or about its folder, that is not as it should be.
 
-    `kind` is `"damaged"` (not what was written), `"unchecked"` (nothing vouches for it), `"unfinished"` (a build that
-    was interrupted), `"leftover"` (a file that nobody needs) or `"header"` (`np.load` would read another shape; our
-    readers believe the manifest). The last two can be repaired, the second accepted as it is.
+    `kind` is `"damaged"` (not what was written), `"changed"` (its writer was faster than the check: check again when
+    it rests), `"unchecked"` (nothing vouches for it), `"unfinished"` (a build that was interrupted), `"leftover"` (a
+    file that nobody needs) or `"header"` (`np.load` would read another shape; our readers believe the manifest). The
+    last two can be repaired, and what is unchecked can be accepted as it is.
     """
 
     path: str
@@ -56,19 +61,26 @@ def check(folder: str, keys: Keys, tick: Tick, *, is_in_use: bool = True) -> lis
 
     Raises `MapNotFoundError`, `MapPathError` where there is no map, `MapPermissionError`, `MapVersionError` where it
     cannot be read. Of a map that is being written, only what lasts is reported: its writer is about to remove
-    leftovers and to renew headers, and what is damaged is looked at again. `is_in_use=False` reports those as well.
+    leftovers and to renew headers, and what may have changed is looked at again. `is_in_use=False` reports those as
+    well.
     """
-    for _ in range(_TRIES):
-        before = _manifests(folder)
+    begin, tries, is_same = time.monotonic(), 0, False
+    while not is_same and (tries < _TRIES or time.monotonic() < begin + PATIENCE):
+        before, tries = manifests(folder), tries + 1
         found = list(_findings(folder, keys, tick))
-        if not is_in_use:
-            return found
-        is_quiet = bool(found) and not is_held(folder) and _manifests(folder) == before
-        again = [(one.path, one.kind) for one in _findings(folder, keys, None)] if is_quiet else []
-        found = [one for one in found if one.kind in (DAMAGED, UNCHECKED) or (one.path, one.kind) in again]
-        if not found or _manifests(folder) == before:
-            return found
-    return found
+        is_same = manifests(folder) == before
+        if not any(one.kind == CHANGED for one in found):
+            break
+    kind, why = (DAMAGED, "") if is_same else (CHANGED, "changed while it was read; at the last look: ")
+    found = [replace(one, kind=kind, what=why + one.what) if one.kind == CHANGED else one for one in found]
+    return _lasting(folder, keys, found, before) if is_in_use else found
+
+
+def _lasting(folder: str, keys: Keys, found: list[Finding], before: list[bytes | None]) -> list[Finding]:
+    """What is wrong with the map itself; and all else, if no writer is about to see to it."""
+    is_quiet = bool(found) and not is_held(folder) and manifests(folder) == before
+    again = [(one.path, one.kind) for one in _findings(folder, keys, None)] if is_quiet else []
+    return [one for one in found if one.kind in _OF_THE_MAP or (one.path, one.kind) in again]
 
 
 def total(folder: str, keys: Keys) -> int | None:
@@ -82,25 +94,15 @@ def total(folder: str, keys: Keys) -> int | None:
     )
 
 
-def _manifests(folder: str) -> list[bytes | None]:
-    """What tells one state of a folder from the next."""
-    found: list[bytes | None] = []
-    for name in (MANIFEST, BUILDING):
-        try:
-            found.append(disk.read_small(os.path.join(folder, name), CAP))
-        except (MmapNinjaError, NotADirectoryError):
-            found.append(None)
-    return found
-
-
 def _findings(folder: str, keys: Keys, tick: Tick) -> Iterator[Finding]:
+    """One look at a folder. `CHANGED` is what is damaged if no manifest has changed meanwhile."""
     finished, problem = _read(folder, MANIFEST, lambda: find_finished(folder, keys))
     building, other = _read(folder, BUILDING, lambda: read_json(folder, BUILDING))
     if finished is None and building is None and problem is None and other is None:
-        _, incomplete = _read(folder, MANIFEST, lambda: find(folder, keys))
-        if incomplete is None:
+        newest, incomplete = _read(folder, MANIFEST, lambda: find(folder, keys))
+        if newest is None and incomplete is None:
             raise MapNotFoundError(f"there is no map at {folder}")
-        yield incomplete
+        yield incomplete or Finding(folder, "replaced", CHANGED)  # published or upgraded between two looks
         return
     if problem is not None:
         yield problem
@@ -109,10 +111,10 @@ def _findings(folder: str, keys: Keys, tick: Tick) -> Iterator[Finding]:
     elif other is not None:
         yield other
     if finished is not None:
-        yield from _check_state(folder, finished, tick)
+        yield from _check_state(folder, keys, finished, tick)
         yield from _leftovers(folder, finished.obsolete, "of an earlier state, which the next writer removes")
     if building is not None:
-        yield from _check_building(folder, finished, building, tick)
+        yield from _check_building(folder, keys, finished, building, tick)
     next_ones = tuple(name for name in NEXT_ONES if is_ours(folder, name))
     yield from _leftovers(folder, next_ones, "of a commit that was interrupted, which the next one removes")
 
@@ -122,7 +124,7 @@ def _read(folder: str, name: str, read: Callable[[], Manifest | None]) -> tuple[
         return read(), None
     except (MmapNinjaError, FileNotFoundError) as error:
         path = os.path.join(folder, name)  # else it is of format 1, which has no such file
-        return None, Finding(path if os.path.lexists(path) else folder, _damage(error), DAMAGED)
+        return None, Finding(path if os.path.lexists(path) else folder, _damage(error), CHANGED)
 
 
 def _damage(error: Exception) -> str:
@@ -134,7 +136,9 @@ def _damage(error: Exception) -> str:
     return str(error)
 
 
-def _check_building(folder: str, finished: Manifest | None, building: Manifest, tick: Tick) -> Iterator[Finding]:
+def _check_building(
+    folder: str, keys: Keys, finished: Manifest | None, building: Manifest, tick: Tick
+) -> Iterator[Finding]:
     """What an interrupted build has left."""
     path = os.path.join(folder, BUILDING)
     if building.is_upgrade:
@@ -144,9 +148,9 @@ def _check_building(folder: str, finished: Manifest | None, building: Manifest, 
         yield Finding(path, "left by a commit that was interrupted; the next writer sees to it", LEFTOVER)
     if finished is not None and finished.id == building.id:
         return
-    found = list(_check_state(folder, building, tick))
+    found = list(_check_state(folder, keys, building, tick))
     if building.building is not None:
-        is_whole = not any(one.kind == DAMAGED for one in found)
+        is_whole = not any(one.kind in (DAMAGED, CHANGED) for one in found)
         remedy = "the same call with resume=True finishes it" if is_whole else "not all of it is whole: build it anew"
         yield Finding(path, f"a build was interrupted after {building.length} samples; {remedy}", UNFINISHED)
     for one in found:  # beside a finished map it is in nobody's way, damaged or not
@@ -160,27 +164,28 @@ def _leftovers(folder: str, names: tuple[str, ...], what: str) -> Iterator[Findi
             yield Finding(path, f"a leftover {what}", LEFTOVER)
 
 
-def _check_state(folder: str, state: Manifest, tick: Tick) -> Iterator[Finding]:
+def _check_state(folder: str, keys: Keys, state: Manifest, tick: Tick) -> Iterator[Finding]:
     """The files of one state, then, where they are whole, the rows of its index."""
-    found = [one for role, file in state.files.items() for one in _check_file(folder, state, role, file, tick)]
+    found = [one for role, file in state.files.items() for one in _check_file(folder, keys, state, role, file, tick)]
     yield from found
     if state.lost:
         what = "not checked: a sync has failed, so its files may not be on the disk; the next writer copies them"
         yield Finding(folder, what, UNCHECKED)
     if state.format_1:
         yield Finding(folder, "not checked: format 1 has no checksums; `upgrade` gives it some", UNCHECKED)
-    if any(one.kind == DAMAGED for one in found):
+    if any(one.kind in (DAMAGED, CHANGED) for one in found):
         return
+    kind, problem = DAMAGED, None
     try:
         snapshot = Snapshot(folder, state)
         problem = bad_rows(state, snapshot)
         if state.format_1 and problem is None:
             yield from _surplus(folder, state, snapshot)
     except (MmapNinjaError, FileNotFoundError) as error:
-        problem = _damage(error)
+        kind, problem = CHANGED, _damage(error)
     if problem is not None:
         name = state.files[INDEX].name if INDEX in state.files else ""
-        yield Finding(os.path.join(folder, name), problem, DAMAGED)
+        yield Finding(os.path.join(folder, name), problem, kind)
 
 
 def _surplus(folder: str, state: Manifest, snapshot: Snapshot) -> Iterator[Finding]:
@@ -197,39 +202,57 @@ def _surplus(folder: str, state: Manifest, snapshot: Snapshot) -> Iterator[Findi
         yield Finding(path, what, UNCHECKED)
 
 
-def _check_file(folder: str, state: Manifest, role: str, file: File, tick: Tick) -> Iterator[Finding]:
+def _check_file(folder: str, keys: Keys, state: Manifest, role: str, file: File, tick: Tick) -> Iterator[Finding]:
     """The bytes of one file and its header."""
-    path, crc_path = os.path.join(folder, file.name), os.path.join(folder, file.crc_name)
+    path = os.path.join(folder, file.name)
     if file.end == 0:
         return
+    is_compared = tick is not None and not state.format_1  # then what is wrong is so in the newest state
     try:
-        if state.format_1 or tick is None:
+        if tick is None or state.format_1:
             read_part(folder, file, file.end - 1, 1)
         else:
-            yield from _check_bytes(folder, file, tick)
+            yield from _check_bytes(folder, keys, file, tick)
+    except Replaced:
+        yield Finding(path, "replaced", CHANGED)
+        return
+    except (MmapNinjaError, FileNotFoundError) as error:
+        yield _unreadable(folder, file, error, DAMAGED if is_compared else CHANGED)
+        return
+    try:
         if state.building is None and not _has_header(folder, state, role, file):
             yield Finding(path, "its header is of another state: np.load reads another shape", HEADER)
-    except FileNotFoundError as error:
-        yield Finding(error.filename, "missing", DAMAGED)
-    except MmapNinjaError as error:
-        what = _damage(error)
-        yield Finding(crc_path if crc_path in what else path, what, DAMAGED)
+    except (MmapNinjaError, FileNotFoundError) as error:
+        yield _unreadable(folder, file, error, CHANGED)
 
 
-def _check_bytes(folder: str, file: File, tick: Callable[[int], object]) -> Iterator[Finding]:
+def _unreadable(folder: str, file: File, error: Exception, kind: str) -> Finding:
+    if isinstance(error, FileNotFoundError):
+        return Finding(error.filename, "missing", kind)
+    what, crc_path = _damage(error), os.path.join(folder, file.crc_name)
+    return Finding(crc_path if crc_path in what else os.path.join(folder, file.name), what, kind)
+
+
+def _check_bytes(folder: str, keys: Keys, file: File, tick: Callable[[int], object]) -> Iterator[Finding]:
     """Compare a file with its checksums, also one that may differ from them."""
-    path, count = os.path.join(folder, file.name), -(-file.size // BLOCK)
-    if file.checked or has_crcs(folder, file):
-        bad = [number for number, _, _ in bad_blocks(folder, file, tick)]
-        differ = f"{len(bad)} of {count} blocks of {BLOCK} bytes: {_ranges(bad)}"
-    else:
-        bad, differ = [0], "its checksums, which were being renewed"
-    if file.checked and bad:
-        yield Finding(path, f"damaged in {differ}", DAMAGED)
-    elif not file.checked:
-        what = "not checked: values were assigned in place and their checksums were not renewed"
-        what += f"; they differ in {differ}" if bad else "; all of them agree"
+    path, found = os.path.join(folder, file.name), Comparison(folder, keys, file, tick)
+    if found.damaged:
+        yield Finding(path, f"damaged in {_blocks(found.damaged, found.count)}", DAMAGED)
+    if found.unsure:
+        yield Finding(path, f"they differ in {_blocks(found.unsure, found.count)}", CHANGED)
+    if not found.file.checked:
+        what = "not checked: values were assigned in place and their checksums were not renewed; "
+        if not found.has_crcs:
+            what += "they differ in its checksums, which were being renewed"
+        elif found.unvouched:
+            what += f"they differ in {_blocks(found.unvouched, found.count)}"
+        else:
+            what += "all of them agree"
         yield Finding(path, f"{what}; `accept` (`verify --accept`) takes them as they are", UNCHECKED)
+
+
+def _blocks(numbers: list[int], count: int) -> str:
+    return f"{len(numbers)} of {count} blocks of {BLOCK} bytes: {_ranges(numbers)}"
 
 
 def _has_header(folder: str, state: Manifest, role: str, file: File) -> bool:

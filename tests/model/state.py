@@ -235,8 +235,10 @@ class State(RuleBasedStateMachine):
     def count(self, what: str) -> None:
         self.seen[what] = self.seen.get(what, 0) + 1
 
-    def pick(self, data: st.DataObject) -> Handle:
-        handle = self.handles[data.draw(st.integers(0, len(self.handles) - 1), label="handle")]
+    def pick(self, data: st.DataObject, handles: list[Handle] | None = None) -> Handle:
+        """One of the handles, or of these."""
+        some = self.handles if handles is None else handles
+        handle = some[data.draw(st.integers(0, len(some) - 1), label="handle")]
         handle.was_armed = handle.is_armed
         return handle
 

@@ -1,10 +1,14 @@
 """The rules that write through a handle: extend, assign, describe, flush."""
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 from hypothesis import strategies as st
-from hypothesis.stateful import rule
+from hypothesis.stateful import precondition, rule
 
 from contracts import same as same_sample
-from mmap_ninja import np_extend_dir
+from mmap_ninja import DenseMmap, RaggedMmap, Wrapped, np_extend_dir, np_open_existing, open_map, select
 from mmap_ninja.errors import (
     ArgumentTypeError,
     MapNotFoundError,
@@ -15,6 +19,46 @@ from mmap_ninja.errors import (
 )
 from model.indexing import as_index
 from model.state import Handle, State, Stored, faults, metadata
+
+WAYS = ["samples", "view", "Wrapped", "another handle", "memmap"]  # to name a map's own samples
+
+
+def alike(samples: list) -> list[list[int]]:
+    """Groups of samples that fit in each other's places."""
+    fits: dict[object, list[int]] = {}
+    for i, sample in enumerate(samples):
+        size = len(sample.encode() if isinstance(sample, str) else sample) if isinstance(sample, str | bytes) else None
+        fits.setdefault(np.shape(sample) if size is None else size, []).append(i)
+    return [group for group in fits.values() if len(group) > 1]
+
+
+def has_own(handle: Handle) -> bool:
+    """Whether samples of its map can be assigned through this handle."""
+    return handle.m.mode == "r+" and len(alike(handle.view)) > 0
+
+
+def own_places(group: list[int], data: st.DataObject) -> list[tuple[int, int]]:
+    """Pairs of a place and the number of another sample that fits there: swaps, reversals, shifts, anything."""
+    how = data.draw(st.sampled_from(["swap", "reversal", "up", "down", "any"]), label="how")
+    moved = {"swap": [group[1], group[0]], "reversal": group[::-1], "up": group[:1] + group[:-1], "down": group[1:]}
+    if how == "any":
+        return data.draw(st.lists(st.tuples(st.sampled_from(group), st.sampled_from(group)), min_size=1, max_size=5))
+    return list(zip(group, moved[how], strict=False))
+
+
+def own_values(m: Any, sources: list[int], way: str, folder: Path, *, is_there: bool) -> Any:
+    """These samples, still to be read where that is possible."""
+    if way == "view":
+        return select(m, sources)
+    if way == "Wrapped":
+        return Wrapped(select(m, sources), lambda sample: sample)
+    if way == "another handle":
+        return select(open_map(folder), sources)
+    if way == "memmap" and isinstance(m, RaggedMmap):
+        return [m.memmap[start:end] for start, end in zip(m.starts[sources], m.ends[sources], strict=True)]
+    if way == "memmap" and isinstance(m, DenseMmap):
+        return [np_open_existing(folder)[i] for i in sources] if is_there else [m[:][i] for i in sources]
+    return [m[i] for i in sources]
 
 
 class Writing(State):
@@ -90,6 +134,31 @@ class Writing(State):
             wrong = (SampleError, SampleTypeError, SampleIndexError)
             values = data.draw(st.sampled_from([[None], [object()], [values, values], None, 5]), label="wrong values")
         value = values[0] if form == "one" and chosen else values
+        new = [(i, sample) for i, (sample, _) in zip(chosen, pairs, strict=True)]
+        self.check_assigning(handle, index, value, new, fault, wrong)
+
+    @precondition(lambda self: any(map(has_own, self.handles)))
+    @rule(data=st.data(), fault=faults, way=st.sampled_from(WAYS))
+    def assign_own(self, data: st.DataObject, fault: tuple | None, way: str) -> None:
+        """Samples of the map itself, which overlap with those that are written."""
+        handle = self.pick(data, [handle for handle in self.handles if has_own(handle)])
+        is_there = handle.stored is self.current  # else the folder has another map
+        if way == "another handle" and not is_there:
+            return
+        places = own_places(data.draw(st.sampled_from(alike(handle.view)), label="own samples"), data)
+        targets, sources = zip(*places, strict=True)
+        values = own_values(handle.m, list(sources), way, self.folder, is_there=is_there)
+        index = data.draw(st.sampled_from([list(targets), np.array(targets)]))
+        if targets == tuple(range(targets[0], targets[-1] + 1)):
+            index = slice(targets[0], targets[-1] + 1)
+        new = [(target, handle.view[source]) for target, source in places]
+        self.check_assigning(handle, index, values, new, fault)
+        self.count("own samples")
+
+    def check_assigning(
+        self, handle: Handle, index: object, value: object, new: list, fault: tuple | None, wrong: tuple | None = None
+    ) -> None:
+        """Assign, and compare with what has to come of it: these samples at these places, or an error."""
 
         def call() -> None:
             handle.m[index] = value
@@ -97,7 +166,6 @@ class Writing(State):
         before, refusal = self.committed(), self.refusal(handle)
         armed, is_compressed = handle.is_armed, handle.stored is not None and handle.stored.is_compressed
         result, double = self.attempt(call, fault)
-        new = [(i, sample) for i, (sample, _) in zip(chosen, pairs, strict=True)]
         if double is not None:
             self.assigned_in_part(handle, new)
         elif handle.m.mode == "r":
@@ -105,7 +173,7 @@ class Writing(State):
         elif wrong is not None:
             errors = (*wrong, MapReadOnlyError) if is_compressed else wrong
             self.refused(result, errors, before)
-        elif not chosen:
+        elif not new:
             assert result is None, repr(result)
             assert self.committed() == before
         elif is_compressed:

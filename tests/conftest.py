@@ -6,6 +6,7 @@ pytest.register_assert_rewrite(
     "adapter_data",
     "contracts",
     "changes",
+    "epoch_contract",
     "example_runs",
     "fuzz",
     "jax_data",

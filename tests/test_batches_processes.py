@@ -159,10 +159,10 @@ def test_an_iterator_that_never_began_has_no_thread(folder: Path) -> None:
 
 
 def test_iterators_side_by_side(folder: Path) -> None:
-    batches = Batches(folder, 3, shuffle=True)
-    expected = sums(Batches(folder, 3, shuffle=True))
-    found = [[sum(map(total, batch)) for batch in pair] for pair in zip(batches, batches, strict=True)]
-    assert found == [[value, value] for value in expected]
+    batches, other = Batches(folder, 3, shuffle=True), Batches(folder, 3, shuffle=True)
+    expected = list(zip(sums(other), sums(other), strict=True))  # two epochs
+    found = [tuple(sum(map(total, batch)) for batch in pair) for pair in zip(batches, batches, strict=True)]
+    assert found == expected
 
 
 def test_an_iterator_may_be_used_in_another_thread(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ jax = pytest.importorskip("jax", reason="the adapter for JAX needs it")
 
 import adapter_data  # noqa: E402
 from adapter_data import COUNT, ROWS, SIZE  # noqa: E402
-from jax_data import check_all, check_same, epoch_of, plain  # noqa: E402
+from epoch_contract import PeekContract  # noqa: E402
+from jax_data import check_all, epoch_of, plain  # noqa: E402
 from mmap_ninja import ReaderShard  # noqa: E402
 from mmap_ninja.errors import StateError  # noqa: E402
 from mmap_ninja_jax import MmapLoader  # noqa: E402
@@ -40,21 +42,15 @@ def test_epochs_come_one_after_the_other_and_can_be_set(maps: Path, prefetch: in
     assert loader.epoch == 2
 
 
-def test_an_iteration_that_is_given_up_starts_its_epoch_again(maps: Path) -> None:
-    loader = MmapLoader(maps / "rows", SIZE, shuffle=True)
-    for number, _ in enumerate(loader):
-        if number == 2:
-            break
-    assert loader.epoch == 0
-    check_all(loader, epoch_of(maps / "rows", shuffle=True))
+class TestEpochs(PeekContract):
+    @pytest.fixture(params=[{}, {"prefetch": 0}, {"layout": "packed", "pack_length": 4}], ids=str)
+    def make(self, request: pytest.FixtureRequest, maps: Path) -> Any:
+        size = 2 if "layout" in request.param else SIZE  # rows, or samples
+        return partial(MmapLoader, maps / "rows", size, shuffle=True, **request.param)
 
-
-def test_two_iterators_at_once_give_the_same_epoch(maps: Path) -> None:
-    loader = MmapLoader(maps / "rows", SIZE, shuffle=True)
-    expected = epoch_of(maps / "rows", shuffle=True)
-    for one, other, batch in zip(loader, loader, expected, strict=True):
-        check_same(one, batch)
-        check_same(other, batch)
+    @staticmethod
+    def lists(batches: Any) -> list[Any]:
+        return [plain(batch) for batch in batches]
 
 
 # --- readers

@@ -252,6 +252,20 @@ def test_each_batch_goes_to_cuda_once_in_order_and_one_ahead(folder: Path, fake:
     assert fake.synchronized == 1
 
 
+def test_a_look_at_the_first_batch_is_on_cuda_when_it_comes(folder: Path, fake: FakeCuda) -> None:
+    loader, order = on_fake(folder), OrderBatchSampler(N, 4, shuffle=True)
+    for epoch in range(2):
+        seen = (fake.begun, fake.synchronized, loader.state_dict())
+        peeked = loader.peek()
+        assert (fake.begun, fake.synchronized, loader.state_dict()) == (seen[0] + 1, seen[1] + 1, seen[2])
+        assert (fake.held(), fake.done) == (0, fake.begun)
+        assert peeked.tolist() == next(iter(order))
+        running = iter(loader)
+        next(running)
+        running.close()
+        assert loader.epoch == epoch
+
+
 def test_host_memory_is_held_until_its_copy_was_made(folder: Path, fake: FakeCuda) -> None:
     fake.is_fast = False
     running = iter(on_fake(folder, prefetch=0))

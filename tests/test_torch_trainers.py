@@ -21,8 +21,9 @@ N, BATCH = 20, 4
 PATIENCE = 120  # seconds after which a loader that waits for a worker gives up
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),  # Lightning's own use of torch
-    pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The '(train|val)_dataloader' does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*pkg_resources:DeprecationWarning"),
 ]
 forks = pytest.mark.filterwarnings(
@@ -46,7 +47,14 @@ class Killed(Exception):
 
 
 def trained(
-    loader: Any, *, saved: Path | None = None, save: Path | None = None, after: int = -1, **options: Any
+    loader: Any,
+    *,
+    saved: Path | None = None,
+    save: Path | None = None,
+    after: int = -1,
+    validation: Any = None,
+    validated: list[list[int]] | None = None,
+    **options: Any,
 ) -> list[list[int]]:
     """The batches that Lightning has seen, which goes on from a checkpoint, or dies after saving one."""
     lightning = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed")
@@ -61,6 +69,10 @@ def trained(
             numbers = numbers_of(batch)
             seen.append(numbers.tolist())
             return (numbers * self.weight).sum()
+
+        def validation_step(self, batch: Any, number: int) -> None:
+            if validated is not None:
+                validated.append(numbers_of(batch).tolist())
 
         def on_train_batch_end(self, *_: Any) -> None:
             if len(seen) == after:
@@ -80,7 +92,7 @@ def trained(
         **options,
     )
     with suppress(Killed):
-        trainer.fit(Sum(), loader, ckpt_path=saved)
+        trainer.fit(Sum(), loader, validation, ckpt_path=saved)
     return seen
 
 
@@ -120,9 +132,27 @@ def test_lightning_goes_from_epoch_to_epoch(loader: Any) -> None:
     assert trained(loader, max_epochs=3) == [*batches(0), *batches(1), *batches(2)]
 
 
-def test_lightning_gets_other_batches_in_each_epoch_that_it_leaves_early(numbers: Path) -> None:
-    seen = trained(MmapLoader(numbers, BATCH, shuffle=True), max_epochs=3, limit_train_batches=2)
+def test_lightning_gets_other_batches_in_each_epoch_that_it_leaves_early(loader: Any) -> None:
+    seen = trained(loader, max_epochs=3, limit_train_batches=2)
     assert seen == [*batches(0)[:2], *batches(1)[:2], *batches(2)[:2]]
+
+
+def test_the_sanity_check_of_lightning_takes_nothing_from_validation(loader: Any, numbers: Path) -> None:
+    training = MmapLoader(numbers, BATCH, shuffle=True, seed=1)
+    validated: list[list[int]] = []
+    trained(training, validation=loader, validated=validated, max_epochs=2, num_sanity_val_steps=2)
+    assert validated == [*batches(0)[:2], *batches(0), *batches(1)]
+    validated.clear()
+    trained(training, validation=loader, validated=validated, max_epochs=2, limit_val_batches=3)
+    assert validated == [*batches(0)[:2], *batches(0)[:3], *batches(1)[:3]]
+
+
+def test_ranks_under_lightning_are_not_warned(numbers: Path) -> None:
+    options = {"shuffle": True, "shard": ReaderShard(1, 2)}  # what is divided: Lightning sets the epoch
+    loader = MmapLoader(numbers, BATCH, **options)
+    seen = trained(loader, max_epochs=3, limit_train_batches=2, validation=MmapLoader(numbers, BATCH, **options))
+    assert len(seen) == 6
+    assert len(set(map(tuple, seen))) == 6
 
 
 def test_lightning_saves_the_position_and_goes_on_from_it(numbers: Path, tmp_path: Path) -> None:
@@ -136,6 +166,15 @@ def test_accelerate_takes_both_as_they_are(loader: Any) -> None:
     accelerate = pytest.importorskip("accelerate", reason="Accelerate is not installed")
     prepared = accelerate.Accelerator(cpu=True).prepare(loader)
     assert [batch.tolist() for _ in range(2) for batch in prepared] == [*batches(0), *batches(1)]
+
+
+def test_accelerate_gets_other_batches_in_each_epoch_that_is_left_early(loader: Any) -> None:
+    accelerate = pytest.importorskip("accelerate", reason="Accelerate is not installed")
+    prepared = accelerate.Accelerator(cpu=True).prepare(loader)
+    for epoch in range(3):
+        if isinstance(loader, DataLoader):  # Accelerate sets its sampler to an epoch that it counts, when one ends
+            prepared.set_epoch(epoch)
+        assert [batch.tolist() for _, batch in zip(range(2), prepared, strict=False)] == batches(epoch)[:2]
 
 
 def test_what_divides_batches_itself_gets_those_of_a_single_process(numbers: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from mmap_ninja._progress import Int64s, Progress
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, IndexTypeError, SampleIndexError, StateError
 from mmap_ninja.indexing import is_single, listed, positions
+from mmap_ninja.order import ReaderShard
 
 
 class GivenOrder(Progress):
@@ -16,7 +17,8 @@ class GivenOrder(Progress):
 
     Each epoch goes through it from the start, after a call of its own `set_epoch(epoch)` if it has one; going on from
     batch k passes over k of its batches. An iterator can be gone through once only. If it has `may_be_empty`, batches
-    may have no samples; its `identity` is what the states of two of them have to agree on (`PackedOrder` has both).
+    may have no samples; its `identity` is what the states of two of them have to agree on; its `shard`, a
+    `ReaderShard`, says how many readers there are (`PackedOrder` has all three).
     """
 
     _unit = "batches_seen"
@@ -59,10 +61,20 @@ class GivenOrder(Progress):
                 "whose __iter__ begins anew"
             )
         if hasattr(self._given, "set_epoch"):
+            if hasattr(self._given, "load_state_dict"):  # it has a position, which it keeps if it is in this epoch
+                self._given.set_epoch(epoch ^ 1)
             self._given.set_epoch(epoch)
         found = iter(self._given)
         self._is_used_up = found is self._given
         return found
+
+    def _first(self) -> tuple[int, int, Int64s]:
+        if iter(self._given) is self._given:
+            raise ArgumentError(
+                "the order that was given is an iterator, which can be gone through once: a look would use it up; give "
+                "a list, or an object whose __iter__ begins anew"
+            )
+        return super()._first()
 
     def _identity(self) -> dict[str, Any]:
         return {"n": self._n, "order": getattr(self._given, "identity", "given")}
@@ -77,6 +89,11 @@ class GivenOrder(Progress):
 
     def _is_over(self, batch: int) -> bool:
         return isinstance(self._given, Sized) and batch >= len(self._given)
+
+    @property
+    def _readers(self) -> int:
+        shard = getattr(self._given, "shard", None)
+        return shard.count if isinstance(shard, ReaderShard) else 1
 
     def __repr__(self) -> str:
         return f"<an order of {type(self._given).__name__} for {self._n} samples>"

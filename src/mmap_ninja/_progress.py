@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from mmap_ninja.errors import ArgumentError, ArgumentTypeError, StateError
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError, EpochWarning, StateError, warn
 from mmap_ninja.indexing import integer
 
 Int64s = np.ndarray[Any, np.dtype[np.int64]]
@@ -35,14 +35,15 @@ class _Position:
 class Progress(ABC):
     """Epochs of batches, which know how many of them were handed out.
 
-    Iterating gives the batches of one epoch and then stands at the start of the next one. An iteration that is given
-    up starts its epoch again, unless `load_state_dict` has set another position.
+    Each iteration is the next epoch, from its first `next()` on, whether the one before it was finished or given up;
+    only after `load_state_dict` or `set_epoch`, the next one begins where they say.
     """
 
     _unit: ClassVar[str]  # the key in a state that says how far it is
 
     def __init__(self, epoch: int = 0) -> None:
         self._at = _Position(integer("epoch", epoch, 0, LARGEST))
+        self._has_warned = False
 
     @abstractmethod
     def batches(self, epoch: int, start: int = 0) -> Iterator[Int64s]:
@@ -65,8 +66,13 @@ class Progress(ABC):
         """Whether it is known that an epoch has no batch of this number."""
 
     @property
+    @abstractmethod
+    def _readers(self) -> int:
+        """How many readers share the batches."""
+
+    @property
     def epoch(self) -> int:
-        """The epoch that comes next, or is being gone through."""
+        """The epoch that is being gone through, or was given up; else the one that comes next."""
         return self._at.epoch
 
     def __iter__(self) -> Iterator[Int64s]:
@@ -83,8 +89,8 @@ class Progress(ABC):
         >>> list(order.through(lambda epoch, start: (f"batch {k}" for k in range(start, len(order)))))
         ['batch 0', 'batch 1', 'batch 2']
         """
-        self._at = at = self._starting_point()
-        at.taken = True
+        self._warn_if_ahead()
+        self._at = at = _Position(*self.begins_at(), taken=True)
         for thing in source(at.epoch, at.batch):
             at.batch += 1
             yield thing
@@ -92,18 +98,34 @@ class Progress(ABC):
         if self._at is at:  # no younger iteration, `set_epoch` or `load_state_dict` has the word
             self._at = _Position(at.epoch + 1)
 
+    def begins_at(self) -> tuple[int, int]:
+        """The epoch, and the number in there, of the batch that the next iteration begins with; the position stays.
+
+        >>> from mmap_ninja.order import Order
+        >>> order = Order(5, 2)
+        >>> for _ in zip(range(2), order):
+        ...     print(order.begins_at(), order.position_of(order.state_dict()))
+        (1, 0) (0, 1)
+        (1, 0) (0, 2)
+        """
+        at = self._at
+        return (at.epoch + 1, 0) if at.taken or self._is_seen(at) else (at.epoch, at.batch)
+
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch; a position in that very epoch that was loaded just before stays.
 
-        Only needed to leave the sequence: each finished epoch leads to the next one by itself. An iteration that is
-        running goes on, but no longer counts.
+        Only needed to leave the sequence, as each iteration leads to the next epoch by itself, and where several
+        readers give iterations up. An iteration that is running goes on, but no longer counts.
         """
         at = _Position(integer("epoch", epoch, 0, LARGEST))
         if self._at.taken or self._at.epoch != at.epoch:  # else a loop that sets each epoch could never be resumed
             self._at = at
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, as a dict of plain values: JSON will do. It counts what `next()` has returned."""
+        """The position, as a dict of plain values: JSON will do. It counts what `next()` has returned.
+
+        That of an iteration that was given up is where it was left, until the next one begins.
+        """
         return self.state_at(self._at.epoch, self._at.batch)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -153,9 +175,28 @@ class Progress(ABC):
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_at": _Position(self._at.epoch, self._at.batch)}
 
-    def _starting_point(self) -> _Position:
-        """Where an iteration begins."""
+    def _first(self) -> tuple[int, int, Int64s]:
+        """The epoch, the number and the samples of the batch that the next iteration begins with; the position stays.
+
+        Raises `ArgumentError` if it has none.
+        """
+        epoch, start = self.begins_at()
+        for indices in self.batches(epoch, start):
+            return epoch, start, indices
+        raise ArgumentError(f"epoch {epoch} has no batch {start}: there is nothing to look at")
+
+    def _is_seen(self, at: _Position) -> bool:
+        """Whether it is known that nothing is left of an epoch that was begun."""
+        return at.batch > 0 and self._is_over(at.batch)
+
+    def _warn_if_ahead(self) -> None:
+        """Warn, once, where an iteration that was given up may have been one of this reader alone."""
         at = self._at
-        if at.batch and self._is_over(at.batch):  # all of the epoch was seen
-            return _Position(at.epoch + 1)
-        return _Position(at.epoch) if at.taken else at
+        if self._readers > 1 and at.taken and not self._is_seen(at) and not self._has_warned:
+            self._has_warned = True
+            warn(
+                f"an iteration of epoch {at.epoch} was given up, and the next one is epoch {at.epoch + 1}: this is one "
+                f"of {self._readers} readers, and those that have begun fewer iterations are an epoch behind; let all "
+                "readers call set_epoch(epoch) before each iteration, and peek() for a look at a batch",
+                EpochWarning,
+            )

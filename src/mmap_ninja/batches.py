@@ -68,9 +68,10 @@ class Batches:
             `buffers.empty`. Any thread may call it.
 
     Arrays are of the batch alone, and writable: they are not used again as long as anything refers to them. Memory
-    of batches that are gone is. Iterating gives one epoch and then stands at the start of the next; an iteration that
-    is given up starts its epoch again, unless `load_state_dict` has set another position. Each iteration sees the
-    maps as they are opened when it begins. May be pickled, with its position, and used in forked and spawned workers.
+    of batches that are gone is. Each iteration is the next epoch, from its first batch on, whether the one before it
+    was finished or given up; only after `load_state_dict` or `set_epoch`, it begins where they say. It sees the maps as
+    they are opened when it begins. With several readers, call `set_epoch` where iterations are given up: an
+    `EpochWarning` says so, once. May be pickled, with its position, and used in forked and spawned workers.
 
     Raises `ArgumentError`, `ArgumentTypeError`, `MapNotFoundError`, `MapCorruptError`; while iterating
     `MapChangedError` if a map was replaced, `SampleError` for samples that make no batch, and any error of a function
@@ -130,7 +131,7 @@ class Batches:
 
     @property
     def epoch(self) -> int:
-        """The epoch that comes next, or is being gone through."""
+        """The epoch that is being gone through, or was given up; else the one that comes next."""
         return self._order.epoch
 
     def set_epoch(self, epoch: int) -> None:
@@ -138,7 +139,10 @@ class Batches:
         self._order.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, as a dict of plain values: what was handed out counts, what was prefetched does not."""
+        """The position, as a dict of plain values: what was handed out counts, what was prefetched does not.
+
+        That of an iteration that was given up is where it was left, until the next one begins.
+        """
         return self._order.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -156,6 +160,15 @@ class Batches:
     def __iter__(self) -> Iterator[Any]:
         return self._order.through(self._from)
 
+    def peek(self) -> Any:
+        """The first batch of the next iteration, made in the thread that calls; it does not count, the position stays.
+
+        Raises what iterating raises, and `ArgumentError` where no batch comes, or for an `order` that is an iterator. A
+        given order has to give the same batches again: one that draws random numbers by itself does not.
+        """
+        epoch, k, indices = self._order._first()
+        return self._single(self._as_now()[1], epoch, k, indices)
+
     def batch(self, epoch: int, k: int) -> Any:
         """Batch `k` of an epoch, made in the thread that calls; the position stays.
 
@@ -169,8 +182,7 @@ class Batches:
         indices, (fields, maker) = order.batch(epoch, k), self._opened(epoch)
         ahead = self._readahead, self._warmth
         advise_by_number(partial(order.batch, epoch), len(order), k, partial(_will_need, fields), *ahead)
-        batch = _finished(maker.begin(indices, self._among(epoch, k)), epoch, k)
-        return (indices, batch) if self._with_indices else batch
+        return self._single(maker, epoch, k, indices)
 
     def through(self, convert: Callable[[Iterator[Any]], Iterator[T]]) -> Iterator[T]:
         """Iterate over `convert(batches)`: what it gives for each batch, in their order.
@@ -213,11 +225,19 @@ class Batches:
         opened = self._by_number  # read once: other threads may ask for other epochs
         if opened is None or opened[0] != epoch:
             opened = self._by_number = None  # which lets go of the maps of an older epoch
-            fields = each(_pinned, self._fields)
-            self._check(fields)
-            maker = Maker(fields, replace(self._recipe, threads=1), threading.Event())
-            self._by_number = opened = epoch, fields, maker
+            self._by_number = opened = epoch, *self._as_now()
         return opened[1:]
+
+    def _as_now(self) -> tuple[Fields, Maker]:
+        """The maps as they are now, and what reads them, in the thread that calls."""
+        fields = each(_pinned, self._fields)
+        self._check(fields)
+        return fields, Maker(fields, replace(self._recipe, threads=1), threading.Event())
+
+    def _single(self, maker: Maker, epoch: int, k: int, indices: Positions) -> Any:
+        """One batch by itself."""
+        batch = _finished(maker.begin(indices, self._among(epoch, k)), epoch, k)
+        return (indices, batch) if self._with_indices else batch
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_by_number": None}

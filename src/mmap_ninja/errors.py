@@ -143,6 +143,10 @@ class UpgradeWarning(UserWarning):
     """A folder of mmap_ninja 0.9.0 was upgraded because it was written to."""
 
 
+class EpochWarning(UserWarning):
+    """An iteration that was given up has led to the next epoch, in which other readers may not be yet."""
+
+
 class SalvageWarning(UserWarning):
     """Not everything in a folder that mmap_ninja 0.9.0 was interrupted in could be saved."""
 
@@ -196,11 +200,12 @@ def noted(error: BaseException, note: str) -> BaseException:
     return error
 
 
-_BETWEEN = (os.path.dirname(__file__) + os.sep, contextlib.__file__)
+_OURS = tuple(os.path.dirname(__file__) + adapter + os.sep for adapter in ("", "_torch", "_tf", "_jax"))
+_BETWEEN = (*_OURS, contextlib.__file__)
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Warn at the line outside of this package that has led here."""
+    """Warn at the line outside of this package, and of the adapters, that has led here."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_BETWEEN):
         level, frame = level + 1, frame.f_back

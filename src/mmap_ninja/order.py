@@ -51,8 +51,9 @@ class Order(Progress):
     reader. A last, incomplete batch is left out with `drop_last`; else it is filled up to a multiple of the number of
     readers with the samples that the epoch began with. All readers thus have equally many batches and samples.
 
-    Iterating gives the batches of one epoch and then stands at the start of the next one. An iteration that is given
-    up starts its epoch again, unless `load_state_dict` has set another position. The memory does not grow with `n`.
+    Each iteration gives the batches of the next epoch, whether the one before it was finished or given up; only after
+    `load_state_dict` or `set_epoch`, it begins where they say. With several readers, call `set_epoch` where iterations
+    are given up: an `EpochWarning` says so, once. The memory does not grow with `n`.
     The state, `{"version", "n", "batch_size", "shuffle", "seed", "epoch", "samples_seen"}`, counts the samples of all
     readers together in this epoch; it is the same for every reader, and fits any number of them, with `drop_last` or
     without.
@@ -165,6 +166,10 @@ class Order(Progress):
 
     def _is_over(self, batch: int) -> bool:
         return batch >= len(self)
+
+    @property
+    def _readers(self) -> int:
+        return self.shard.count
 
     def _positions(self, k: int, reader: int, count: int) -> Int64s:
         """Where in an epoch the samples of batch `k` stand that `count` readers get, from number `reader` on."""

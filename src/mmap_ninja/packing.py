@@ -11,7 +11,7 @@ Efficient Sequence Packing without Cross-contamination, arXiv:2107.02027.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -125,7 +125,7 @@ class PackedOrder:
         shard: ReaderShard = ReaderShard(),  # noqa: B008 - it cannot be changed
     ) -> None:
         self._rows, self._length = integer("rows", rows, 1), integer("length", length, 1)
-        shard = checked_shard(shard)
+        self.shard: Final = checked_shard(shard)
         if self._rows % shard.count:
             raise ArgumentError(f"rows is {rows}, which {shard.count} readers cannot share evenly")
         lengths = np.asarray(lengths, np.int64)

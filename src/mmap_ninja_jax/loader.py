@@ -57,8 +57,10 @@ class MmapLoader:
 
     On CPU the arrays of large batches are the memory that they were gathered into: nothing is copied, and nothing
     changes it until they are gone. Without `jax_enable_x64`, JAX has 32-bit dtypes only: floats are rounded, which is
-    a warning here, and integers that do not fit are a `SampleError`. Iterating gives one epoch and then stands at the
-    start of the next; an iteration that is given up starts its epoch again, unless a position was loaded.
+    a warning here, and integers that do not fit are a `SampleError`. Each iteration is the next epoch, from its first
+    batch on, whether the one before it was finished or given up; only after `load_state_dict` or `set_epoch`, it begins
+    where they say. With several processes, call `set_epoch` where iterations are given up: an `EpochWarning` says so,
+    once.
 
     Raises `ArgumentError`, `ArgumentTypeError` (a dtype that JAX lacks, among others), `MapNotFoundError`,
     `MapCorruptError`; while iterating what `Batches` raises.
@@ -132,7 +134,7 @@ class MmapLoader:
 
     @property
     def epoch(self) -> int:
-        """The epoch that comes next, or is being gone through."""
+        """The epoch that is being gone through, or was given up; else the one that comes next."""
         return self._batches.epoch
 
     def set_epoch(self, epoch: int) -> None:
@@ -142,7 +144,8 @@ class MmapLoader:
     def state_dict(self) -> dict[str, Any]:
         """The position, as a dict of plain values: what was handed out counts, what was prefetched does not.
 
-        It is the same for all processes, and fits any number of them.
+        It is the same for all processes, and fits any number of them. That of an iteration that was given up is where
+        it was left, until the next one begins.
         """
         return self._batches.state_dict()
 
@@ -160,6 +163,13 @@ class MmapLoader:
 
     def __iter__(self) -> Iterator[Any]:
         return self._batches.through(self._placed)
+
+    def peek(self) -> Any:
+        """The first batch of the next iteration, made in the thread that calls; it does not count, the position stays.
+
+        Raises what iterating raises, and `ArgumentError` where no batch comes.
+        """
+        return self._put(self._batches.peek())
 
     def __repr__(self) -> str:
         return f"<MmapLoader, {self._batches!r}>"

@@ -59,9 +59,10 @@ class MmapLoader:
         batch_sampler: Instead of `batch_size`, `shuffle`, `seed`, `drop_last` and `shard`: an iterable of lists of
             indices, one a batch, as a `DataLoader` takes it.
 
-    A batch is the user's: its memory is used again only when no tensor refers to it any more. Iterating gives one
-    epoch and then stands at the start of the next one; an iteration that is given up starts its epoch again, so a loop
-    that takes a part of each epoch has to call `set_epoch`. States are those of `mmap_ninja.Batches`.
+    A batch is the user's: its memory is used again only when no tensor refers to it any more. Each iteration is the
+    next epoch, from its first batch on, whether the one before it was finished or given up; only after
+    `load_state_dict` or `set_epoch`, it begins where they say. With several ranks, call `set_epoch` where iterations
+    are given up: an `EpochWarning` says so, once. States are those of `mmap_ninja.Batches`.
 
     Raises `MapNotFoundError`, `MapCorruptError`, `ArgumentError`, `ArgumentTypeError`; while iterating
     `MapChangedError` if a map was replaced, `SampleError` for samples that make no batch, and any error of a function,
@@ -127,7 +128,7 @@ class MmapLoader:
 
     @property
     def epoch(self) -> int:
-        """The epoch that comes next, or is being gone through."""
+        """The epoch that is being gone through, or was given up; else the one that comes next."""
         return self._batches.epoch
 
     def set_epoch(self, epoch: int) -> None:
@@ -147,7 +148,8 @@ class MmapLoader:
     def state_dict(self) -> dict[str, Any]:
         """The position, as a dict of plain values: what was handed out counts, what was prefetched does not.
 
-        It is the same for all ranks, and fits any number of them with the same global batch.
+        It is the same for all ranks, and fits any number of them with the same global batch. That of an iteration that
+        was given up is where it was left, until the next one begins.
         """
         return self._batches.state_dict()
 
@@ -159,14 +161,29 @@ class MmapLoader:
             raise noted(error, BATCH_SIZE_OF_STATES)  # noqa: B904 - the same error, with a note
 
     def __iter__(self) -> Iterator[Any]:
-        if self._reader is not None:
-            self._reader.check()
+        self._check_reader()
         if self._device is None:
             return iter(self._batches)
         return self._batches.through(partial(devices.sent, device=self._device))
 
+    def peek(self) -> Any:
+        """The first batch of the next iteration, made in the thread that calls; it does not count, the position stays.
+
+        Raises what iterating raises, and `ArgumentError` where no batch comes, or for a `batch_sampler` that is an
+        iterator. A `batch_sampler` has to give the same batches again: one that draws random numbers does not.
+        """
+        self._check_reader()
+        batch = self._batches.peek()
+        if self._device is not None:
+            (batch,) = devices.sent(iter([batch]), self._device)
+        return batch
+
     def __repr__(self) -> str:
         return f"<MmapLoader, layout={self._layout!r}, epoch={self.epoch}>"
+
+    def _check_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.check()
 
 
 def _order(batch_sampler: Any, reader: Reader | None, own: dict[str, Any]) -> dict[str, Any]:

@@ -36,8 +36,13 @@ class _Ordered(Sampler[T], Generic[T]):
         self._epoch = 0  # the one that was begun last
 
     @property
+    def shard(self) -> ReaderShard:
+        """Which reader this is, and of how many."""
+        return self._reader.shard
+
+    @property
     def epoch(self) -> int:
-        """The epoch that comes next, or is being gone through."""
+        """The epoch that is being gone through, or was given up; else the one that comes next."""
         return self._order.epoch
 
     def set_epoch(self, epoch: int) -> None:
@@ -51,7 +56,7 @@ class _Ordered(Sampler[T], Generic[T]):
         A DataLoader with workers asks for indices ahead of its batches. `seen` is how many of them (batches of a batch
         sampler, samples of a sampler) were got of the epoch that was begun last, by an earlier process too if a state
         was loaded; without it, all that were asked for count, which is right without workers and in torchdata's
-        `StatefulDataLoader`.
+        `StatefulDataLoader`. The state of an iteration that was given up is where it was left, until the next begins.
         """
         state = self._order.state_dict()
         if seen is not None:
@@ -69,7 +74,7 @@ class _Ordered(Sampler[T], Generic[T]):
 
     def _begun(self, batches: Callable[[int, int], Iterator[T]]) -> Iterator[T]:
         self._reader.check()
-        return self._order.through(batches)
+        return _Iteration(self, batches)
 
     def _from(self, epoch: int, start: int) -> Iterator[list[int]]:
         self._epoch = epoch
@@ -79,12 +84,45 @@ class _Ordered(Sampler[T], Generic[T]):
         return f"{type(self).__name__}({self._order!r})"
 
 
+class _Iteration(Iterator[T], Generic[T]):
+    """An iteration that knows its epoch, for torchdata's `StatefulDataLoader`.
+
+    That saves an iterator beside the sampler, and when it goes on it begins iterations that give nothing to the user:
+    one that was over has to be over again, so that the epoch after it is left for the next one.
+    """
+
+    def __init__(self, sampler: _Ordered[T], batches: Callable[[int, int], Iterator[T]]) -> None:
+        self._sampler, begun = sampler, list[int]()
+        self._begun = begun  # the epoch, as soon as it has one
+
+        def source(epoch: int, start: int) -> Iterator[T]:
+            begun.append(epoch)
+            return batches(epoch, start)
+
+        self._items: Iterator[T] = sampler._order.through(source)
+
+    def __next__(self) -> T:
+        return next(self._items)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch. How much of it is left is what the sampler says."""
+        return {"epoch": self._begun[0] if self._begun else self._sampler._order.begins_at()[0]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Be the rest of that epoch, by the state that the sampler has loaded."""
+        if self._sampler.epoch > state["epoch"]:
+            self._items, self._begun = iter(()), [state["epoch"]]
+        self._sampler.set_epoch(max(self._sampler.epoch, state["epoch"]))
+
+
 class OrderBatchSampler(_Ordered[list[int]]):
     """Batches of indices: `DataLoader(dataset, batch_sampler=OrderBatchSampler(dataset, 32, shuffle=True))`.
 
     The same batches as those of `MmapLoader` with the same options, and of any number of ranks together: `batch_size`
-    is that of one process. Iterating gives one epoch and then stands at the start of the next one; an iteration that
-    is given up starts its epoch again. Accelerate divides batches by itself: there, `shard` has to be `ReaderShard()`.
+    is that of one process. Each iteration is the next epoch, from its first batch on, whether the one before it was
+    finished or given up; only after `load_state_dict` or `set_epoch`, it begins where they say. With several ranks,
+    call `set_epoch` where iterations are given up: an `EpochWarning` says so, once. Accelerate divides batches by
+    itself: there, `shard` has to be `ReaderShard()`.
 
     Args:
         data_source: A dataset, or how many samples there are.
@@ -132,9 +170,9 @@ class OrderSampler(_Ordered[int]):
     """Indices one by one: `DataLoader(dataset, batch_size=32, sampler=OrderSampler(dataset))`.
 
     Instead of a `RandomSampler`, which needs a list of all indices, and a `DistributedSampler`: ranks take turns, and
-    all get equally many. Iterating gives one epoch and then stands at the start of the next one; an iteration that is
-    given up starts its epoch again. Accelerate divides samples by itself, and so does Lightning unless
-    `Trainer(use_distributed_sampler=False)`: `shard` has to be `ReaderShard()` there.
+    all get equally many. Each iteration is the next epoch, as that of an `OrderBatchSampler` is. Accelerate divides
+    samples by itself, and so does Lightning unless `Trainer(use_distributed_sampler=False)`: `shard` has to be
+    `ReaderShard()` there.
 
     Args:
         data_source: A dataset, or how many samples there are.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import subprocess
 import sys
@@ -19,7 +20,8 @@ tf = pytest.importorskip("tensorflow", reason="the adapter for TensorFlow needs 
 
 import adapter_data  # noqa: E402
 from adapter_data import COUNT, ROWS, SIZE  # noqa: E402
-from mmap_ninja import DenseMmap, Order, RaggedMmap, open_map  # noqa: E402
+from mmap_ninja import DenseMmap, Order, RaggedMmap, ReaderShard, open_map  # noqa: E402
+from mmap_ninja.errors import EpochWarning  # noqa: E402
 from mmap_ninja_tf import to_tf_dataset  # noqa: E402
 from tf_data import check_same, epoch_of  # noqa: E402
 
@@ -178,11 +180,44 @@ def test_two_iterators_at_once_get_epochs_of_their_own(size: int | None) -> None
     assert found(dataset) == expected(2)
 
 
-def test_an_abandoned_iterator_takes_nothing_from_the_next() -> None:
-    dataset = shuffled()
+PARTS: dict[str, Callable[[Any], Any]] = {
+    "next": lambda dataset: [next(iter(dataset))],
+    "zip": lambda dataset: [batch for _, batch in zip(range(1), dataset, strict=False)],
+    "islice": lambda dataset: itertools.islice(dataset, 1),
+    "take": lambda dataset: dataset.take(1),
+}
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+@pytest.mark.parametrize("size", [SIZE, None])
+def test_a_part_of_each_epoch_is_another_part(part: Any, size: int | None) -> None:
+    dataset = to_tf_dataset(NUMBERS, size, shuffle=True, seed=4)
+    expected = epoch if size else lambda number: samples(number)
+    iter(dataset)  # one that never began
     for number in range(3):
-        assert next(iter(dataset)).numpy().tolist() == epoch(number)[0]
-    assert found(dataset) == epoch(3)
+        assert found(part(dataset)) == expected(number)[:1]
+    assert found(dataset) == expected(3)
+
+
+@pytest.mark.parametrize("size", [SIZE, None])
+def test_readers_are_warned_once_of_an_iterator_that_was_given_up(size: int | None) -> None:
+    def make(**options: Any) -> Any:
+        return to_tf_dataset(np.arange(400_000), size, shuffle=True, prefetch=0, **options)
+
+    for alone in (make(), make(shard=tf.distribute.InputContext(2, 0, 2)), make(shard=ReaderShard(0, 1))):
+        next(iter(alone)), next(iter(alone))
+    dataset = make(shard=ReaderShard(0, 2))
+    next(iter(dataset))
+    with pytest.warns(EpochWarning, match="let all readers begin equally many"):
+        next(iter(dataset))
+    next(iter(dataset))
+
+
+def test_readers_that_finish_are_not_warned() -> None:
+    for size in (SIZE, None):
+        dataset = to_tf_dataset(NUMBERS, size, shuffle=True, seed=4, shard=ReaderShard(1, 2))
+        assert len(found(dataset.repeat(3))) == 3 * len(found(dataset))
+        assert len(list(zip(range(len(dataset)), dataset, strict=True))) == len(found(dataset))
 
 
 def tasks() -> int:

@@ -83,6 +83,13 @@ def check_same(found: Any, expected: Any) -> None:
             check_same(found[key], expected[key])
 
 
+both_kinds = pytest.mark.parametrize("make", [to_tf_dataset, MmapPyDataset])
+
+
+def fitted(model: Any, dataset: Any, **options: Any) -> Any:
+    return model.fit(dataset, shuffle=False, verbose=0, **options)  # Keras warns of shuffle=True with tf.data
+
+
 # --- MmapPyDataset
 
 
@@ -120,6 +127,40 @@ def test_the_first_batches_of_each_epoch_are_taken(maps: Path) -> None:
         taken.on_epoch_end()
         assert taken[0].tolist() != dataset[0].tolist()  # its epochs are its own
         dataset.on_epoch_end()
+
+
+@pytest.mark.parametrize("calls", [False, True], ids=["alone", "with on_epoch_end"])
+def test_loops_without_keras_see_an_epoch_each(calls: bool) -> None:
+    dataset, order = MmapPyDataset(Y, SIZE, shuffle=True), Batches(np.arange(N), SIZE, shuffle=True)
+    epochs = [[Y[batch].tolist() for batch in order] for _ in range(5)]
+    assert epochs[0][:2] != epochs[1][:2] != epochs[2][:2]
+    iter(dataset)  # one that never began
+    for epoch, k in enumerate((2, 1, STEPS, 3)):
+        assert [dataset.peek().tolist(), dataset.peek().tolist()] == epochs[epoch][:1] * 2
+        assert [batch.tolist() for _, batch in zip(range(k), dataset, strict=False)] == epochs[epoch][:k]
+        assert [batch.tolist() for batch in map(dataset.__getitem__, range(STEPS))] == epochs[epoch]
+        for twin in (pickle.loads(pickle.dumps(dataset)), dataset.take(2)):
+            assert twin.peek().tolist() == epochs[epoch + 1][0]
+        if calls:
+            dataset.on_epoch_end()
+            assert dataset[0].tolist() == epochs[epoch + 1][0]
+    assert [batch.tolist() for batch in dataset] == epochs[4]
+
+
+def test_a_look_at_nothing_is_refused() -> None:
+    for nothing in (MmapPyDataset(Y[:0], SIZE), MmapPyDataset(Y, SIZE).take(0)):
+        with pytest.raises(ArgumentError, match="an epoch has no batches"):
+            nothing.peek()
+
+
+@both_kinds
+def test_parts_of_epochs_are_other_parts_in_a_fit(make: Any) -> None:
+    model, dataset = made_model(), make((X, Y), SIZE, shuffle=True, seed=3)
+    fitted(model, dataset, epochs=5, steps_per_epoch=2)
+    for _ in range(3):
+        fitted(model, dataset, steps_per_epoch=2)
+    assert len(model.seen) == 16
+    assert len(set(map(str, model.seen))) == 16
 
 
 def test_what_is_padded_has_lengths_on_request(maps: Path) -> None:
@@ -206,12 +247,6 @@ def test_bad_arguments_are_refused_at_once(options: dict[str, Any], error: type[
 
 
 # --- fit, evaluate, predict
-
-both_kinds = pytest.mark.parametrize("make", [to_tf_dataset, MmapPyDataset])
-
-
-def fitted(model: Any, dataset: Any, **options: Any) -> Any:
-    return model.fit(dataset, shuffle=False, verbose=0, **options)  # Keras warns of shuffle=True with tf.data
 
 
 @both_kinds

@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from mmap_ninja import ReaderShard
 from mmap_ninja.collate import PADDED, Layouts
 from mmap_ninja.errors import ArgumentError
 from mmap_ninja.fields import leaves, opened
@@ -72,10 +73,11 @@ def to_tf_dataset(
         shard: Which reader this is, and of how many: `ReaderShard(index, count)`; or the `InputContext` of
             `distribute_datasets_from_function`, whose replicas share each batch.
 
-    Each iteration is an epoch of its own: 0, 1, 2, ... in the order in which they ask for their first element. How
-    many elements they have is known (`cardinality`). Batches of large arrays are tensors of the memory that they were
-    gathered into, which nothing changes afterwards; it is used again once they are gone. Iterators may be given up,
-    and any number may run at once. The dataset belongs to this process: it cannot be saved with a graph. It is not
+    Each iteration is an epoch of its own: 0, 1, 2, ... in the order in which they ask for their first element, finished
+    or given up, and any number may run at once. So all readers have to begin equally many: for a `ReaderShard` an
+    `EpochWarning` says so, once, where one was given up. How many elements they have is known (`cardinality`). Batches
+    of large arrays are tensors of the memory that they were gathered into, which nothing changes afterwards; it is used
+    again once they are gone. The dataset belongs to this process: it cannot be saved with a graph. It is not
     sharded automatically (`AutoShardPolicy.OFF`).
 
     Raises `ArgumentError`, `ArgumentTypeError` (a dtype that TensorFlow lacks, among others), `MapNotFoundError`,
@@ -99,17 +101,20 @@ def to_tf_dataset(
     integer("threads", threads, 1)
     integer("prefetch", prefetch, tf.data.AUTOTUNE, what="a number of batches, or tf.data.AUTOTUNE")
     layouts = Layouts(layout, pad_value, RAGGED, ALL)
+    is_shared = isinstance(shard, ReaderShard) and shard.count > 1  # a strategy begins the iterators of its readers
     options = {"shuffle": shuffle, "seed": seed, "transform": transform}
     elements: Batched | Single
     if batch_size is None:
         is_given = type(pad_value) is not int or pad_value != 0
         batches = {"drop_remainder": drop_remainder, "with_lengths": with_lengths, "batch_transform": batch_transform}
         _check_samples(layouts.made(), {"pad_value": is_given, "threads": threads > 1, **batches})
-        elements = Single(fields, wanted, readers(shard, are_replicas=False)[0], **options)
+        elements = Single(fields, wanted, readers(shard, are_replicas=False)[0], is_shared=is_shared, **options)
     else:
         options |= {"batch_transform": batch_transform, "drop_last": drop_remainder}
         size, own = integer("batch_size", batch_size, 1), readers(shard)
-        elements = Batched(fields, wanted, layouts, size, own, with_lengths=with_lengths, **options)
+        elements = Batched(
+            fields, wanted, layouts, size, own, is_shared=is_shared, with_lengths=with_lengths, **options
+        )
     if output_signature is None:
         signature = elements.signature()
     else:

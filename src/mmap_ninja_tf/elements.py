@@ -36,6 +36,7 @@ class Batched:
         layouts: Those of the parts.
         size: Samples a batch.
         own: The readers that this process is.
+        is_shared: Whether readers elsewhere have to be in the same epoch.
         with_lengths: Whether what is padded has its lengths beside it.
         options: Those of `Batches`.
     """
@@ -48,6 +49,7 @@ class Batched:
         size: int,
         own: Sequence[ReaderShard],
         *,
+        is_shared: bool,
         with_lengths: bool,
         **options: Any,
     ) -> None:
@@ -58,7 +60,7 @@ class Batched:
         layout = layouts.made() if self._parts is None else each(lambda part: part.form.layout, self._parts)
         check_lengths(with_lengths, layout)
         options |= {"layout": layout, "pad_value": layouts.pad_value}
-        self.epochs = Epochs([Batches(fields, size, shard=reader, **options) for reader in own])
+        self.epochs = Epochs([Batches(fields, size, shard=reader, **options) for reader in own], is_shared=is_shared)
         self._count = size // own[0].count if options["drop_last"] else None
 
     def signature(self) -> Signature:
@@ -119,14 +121,15 @@ class Single:
         fields: The maps.
         wanted: Which parts of a sample are handed out.
         own: The only reader that this process is.
+        is_shared: Whether readers elsewhere have to be in the same epoch.
         options: Those of `Batches`.
     """
 
-    def __init__(self, fields: Fields, wanted: Columns, own: ReaderShard, **options: Any) -> None:
+    def __init__(self, fields: Fields, wanted: Columns, own: ReaderShard, *, is_shared: bool, **options: Any) -> None:
         self._fields, self.wanted, self._options = fields, wanted, options
         options["layout"] = "list" if options["transform"] is not None else each(_layout, fields)
         self._at_once = _at_once(fields) if options["transform"] is None else 1
-        self.epochs = Epochs([Batches(fields, self._at_once * own.count, shard=own, **options)])
+        self.epochs = Epochs([Batches(fields, self._at_once * own.count, shard=own, **options)], is_shared=is_shared)
         self._own = own
 
     def signature(self) -> Signature:

@@ -7,6 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmap_ninja import Batches
+from mmap_ninja.errors import EpochWarning, warn
+
+_GIVEN_UP = (
+    "an iterator was given up, and the next one is the next epoch: if the datasets of other readers have begun fewer "
+    "iterators, they are an epoch behind; let all readers begin equally many, or call FitPosition(dataset).fit, which "
+    "sets the epoch as set_epoch does elsewhere"
+)
 
 
 class Epochs:
@@ -17,11 +24,13 @@ class Epochs:
 
     Args:
         batches: Those of each reader: the parts of the same global batches.
+        is_shared: Whether readers elsewhere have to be in the same epoch.
     """
 
-    def __init__(self, batches: Sequence[Batches]) -> None:
+    def __init__(self, batches: Sequence[Batches], *, is_shared: bool = False) -> None:
         self._batches, self._lock = batches, threading.Lock()
-        self._next = 0
+        self._next, self._made = 0, 0  # the numbers after what was begun, and after what was made of it
+        self._may_warn = is_shared
 
     def __len__(self) -> int:
         """Batches an epoch, of these readers together."""
@@ -40,13 +49,17 @@ class Epochs:
     def begin(self) -> int:
         """The same, for an iteration that begins now."""
         with self._lock:
-            number, self._next = self._next, self._next + len(self)
+            number, is_given_up = self._next, self._made < self._next
+            self._next, self._made = number + len(self), number
+        if is_given_up and self._may_warn:
+            self._may_warn = False
+            warn(_GIVEN_UP, EpochWarning)
         return number
 
     def go_to(self, step: int) -> None:
         """Let the next iteration begin with this global batch, counted from the beginning of epoch 0."""
         with self._lock:
-            self._next = step * len(self._batches)
+            self._next = self._made = step * len(self._batches)
 
     def is_at(self, step: int) -> bool:
         """Whether the next iteration begins with this global batch."""
@@ -55,10 +68,13 @@ class Epochs:
     def batch(self, number: int) -> Any:
         """The batch of this number."""
         step, reader = divmod(number, len(self._batches))
-        return self._batches[reader].batch(*divmod(step, self.steps))
+        batch = self._batches[reader].batch(*divmod(step, self.steps))
+        with self._lock:
+            self._made = max(self._made, number + 1)
+        return batch
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_batches": self._batches, "_next": self._next}
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=threading.Lock())

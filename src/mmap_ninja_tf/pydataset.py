@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from typing import Any
 
@@ -11,6 +11,7 @@ import keras
 
 from mmap_ninja import Batches, ReaderShard
 from mmap_ninja.collate import PADDED, Layouts
+from mmap_ninja.errors import ArgumentError
 from mmap_ninja.fields import each, opened
 from mmap_ninja.indexing import boolean, integer
 from mmap_ninja_tf.arrays import plain
@@ -55,7 +56,8 @@ class MmapPyDataset(keras.utils.PyDataset):  # type: ignore[misc]
 
     Arrays belong to the batch alone: nothing changes them afterwards. Texts are arrays of objects, which
     `fit` refuses: let `batch_transform` make numbers of them, or take `to_tf_dataset`. `on_epoch_end` leads to the next
-    epoch, so make a second one (`take(len(dataset))`, say) to evaluate on while `fit` runs. Worker processes open the
+    epoch, so make a second one (`take(len(dataset))`, say) to evaluate on while `fit` runs. Loops without Keras see an
+    epoch each, finished or given up, with or without a call of `on_epoch_end` between them. Worker processes open the
     maps anew, by their paths. On TensorFlow, Keras expects all batches to have the shapes of the first two: pad with
     `Padding(length=...)`, or take `to_tf_dataset`.
 
@@ -112,6 +114,7 @@ class MmapPyDataset(keras.utils.PyDataset):  # type: ignore[misc]
         )
         self.mmap_ninja_epochs = Epochs([batches])
         self._count, self._is_own = len(batches), batch_transform is None
+        self._is_begun = False  # the epoch, by a loop
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -121,13 +124,30 @@ class MmapPyDataset(keras.utils.PyDataset):  # type: ignore[misc]
         """Batch `index` of the epoch."""
         if not 0 <= index < len(self):
             raise IndexError(f"index is {index}, but there are {len(self)} batches")
+        return self._batch(self.mmap_ninja_epochs.next + index)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The batches of one epoch after the other: of the next one, from the first `next()` on."""
+        if self._is_begun:
+            self.on_epoch_end()
+        self._is_begun, first = True, self.mmap_ninja_epochs.next
+        yield from map(self._batch, range(first, first + len(self)))
+
+    def peek(self) -> Any:
+        """The first batch of the next loop, which does not count. Raises `ArgumentError` if there is none."""
+        if not len(self):
+            raise ArgumentError("an epoch has no batches: there is nothing to look at")
         epochs = self.mmap_ninja_epochs
-        value = self._wanted.chosen(epochs.batch(epochs.next + index))
-        return plain(value, with_lengths=self._with_lengths, is_own=self._is_own)
+        return self._batch(epochs.next + (len(epochs) if self._is_begun else 0))
 
     def on_epoch_end(self) -> None:
         """Go to the next epoch. Keras calls it before `fit`, too, and while `evaluate` and `predict` run."""
+        self._is_begun = False
         self.mmap_ninja_epochs.begin()
+
+    def _batch(self, number: int) -> Any:
+        value = self._wanted.chosen(self.mmap_ninja_epochs.batch(number))
+        return plain(value, with_lengths=self._with_lengths, is_own=self._is_own)
 
     def take(self, count: int) -> MmapPyDataset:
         """The first `count` batches of each epoch, or all if there are fewer; its epochs are its own from here on."""

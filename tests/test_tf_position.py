@@ -57,6 +57,17 @@ def fitted(position: FitPosition, dataset: Any, epochs: int = EPOCHS, model: Any
 # --- going on
 
 
+def test_readers_that_go_on_are_not_warned_of_what_was_given_up() -> None:
+    dataset, position = at(lambda: tf_dataset(shard=ReaderShard(0, 2)), 1, 1)
+    next(iter(dataset.take(1)))  # a look, but the position says where the fit begins
+    model, _ = fitted(position, dataset, epochs=3)
+    parts = [
+        Batches(np.arange(len(X)), SIZE, shard=ReaderShard(0, 2), **ORDER).batch(e, k) for e, k in [(1, 1), (2, 0)]
+    ]
+    assert [model.seen[0], model.seen[STEPS - 1]] == [part.tolist() for part in parts]
+    assert len(model.seen) == 2 * STEPS - 1
+
+
 @pytest.mark.parametrize(
     ("make", "moment"),
     [

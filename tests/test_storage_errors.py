@@ -47,7 +47,7 @@ def strikes(call: tuple[str, str], at: int, *, is_thorough: bool) -> list[Strike
     if call[0] in ("open to read", "read", "rmdir") and not is_thorough:
         return []
     found = [Strike(number, "before") for number in (*errnos, None)]
-    if call[0] == "pwritev":
+    if call[0] in ("pwritev", "copy_file_range"):
         found += [Strike(number, "short") for number in (*errnos, 0)]
     if call[0] == "replaced":
         found.append(Strike(None, "after"))

@@ -189,8 +189,8 @@ class Os:
             disk.os = os
 
     def published(self) -> bool:
-        """Whether a manifest was put in its place."""
-        return ("replaced", "manifest.json") in self.calls
+        """Whether a manifest, or what stands for it in format 1, was put in its place."""
+        return any(call in self.calls for call in (("replaced", "manifest.json"), ("replaced", "type.ninja")))
 
     def __getattr__(self, name: str) -> object:
         real = getattr(os, name)

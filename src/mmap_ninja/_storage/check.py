@@ -107,7 +107,7 @@ def _findings(folder: str, keys: Keys, tick: Tick) -> Iterator[Finding]:
     elif other is not None:
         yield other
     if finished is not None:
-        yield from _check_state(folder, finished, tick)
+        yield from check_state(folder, finished, tick)
         yield from _leftovers(folder, finished.obsolete, "of an earlier state, which the next writer removes")
     if building is not None:
         yield from _check_building(folder, finished, building, tick)
@@ -142,7 +142,7 @@ def _check_building(folder: str, finished: Manifest | None, building: Manifest, 
         yield Finding(path, "left by a commit that was interrupted; the next writer sees to it", LEFTOVER)
     if finished is not None and finished.id == building.id:
         return
-    found = list(_check_state(folder, building, tick))
+    found = list(check_state(folder, building, tick))
     if building.building is not None:
         is_whole = not any(one.kind == DAMAGED for one in found)
         remedy = "the same call with resume=True finishes it" if is_whole else "not all of it is whole: build it anew"
@@ -158,7 +158,7 @@ def _leftovers(folder: str, names: tuple[str, ...], what: str) -> Iterator[Findi
             yield Finding(path, f"a leftover {what}", LEFTOVER)
 
 
-def _check_state(folder: str, state: Manifest, tick: Tick) -> Iterator[Finding]:
+def check_state(folder: str, state: Manifest, tick: Tick) -> Iterator[Finding]:
     """The files of one state, then, where they are whole, the rows of its index."""
     found = [one for role, file in state.files.items() for one in _check_file(folder, state, role, file, tick)]
     yield from found
@@ -219,7 +219,7 @@ def _check_bytes(folder: str, file: File, tick: Callable[[int], object]) -> Iter
     path, count = os.path.join(folder, file.name), -(-file.size // BLOCK)
     if file.checked or has_crcs(folder, file):
         bad = [number for number, _, _ in bad_blocks(folder, file, tick)]
-        differ = f"{len(bad)} of {count} blocks of {BLOCK} bytes: {_ranges(bad)}"
+        differ = f"{len(bad)} of {count} blocks of {BLOCK} bytes: {ranges(bad)}"
     else:
         bad, differ = [0], "its checksums, which were being renewed"
     if file.checked and bad:
@@ -235,7 +235,7 @@ def _has_header(folder: str, state: Manifest, role: str, file: File) -> bool:
     return not file.offset or read_part(folder, file, 0, file.offset) == npy_header(*state.layout(role))
 
 
-def _ranges(numbers: list[int]) -> str:
+def ranges(numbers: list[int]) -> str:
     """Numbers in ascending order, neighbours as a range."""
     parts: list[list[int]] = []
     for number in numbers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from mmap_ninja._storage import disk, legacy
+from mmap_ninja._storage import disk, half, legacy
 from mmap_ninja._storage.commit import remove_files
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.manifest import BUILDING, CAP, MANIFEST, PREFIX, Building, Manifest
@@ -41,7 +41,9 @@ def settle(folder: str, keys: Keys) -> None:
     """Go through with a publication that was interrupted between its two renames, or forget what it has left.
 
     Where readers still see the old map, of format 2 or of format 1, it stays: only its upgrade is gone through with.
+    What a killed backup has left is removed.
     """
+    half.sweep(folder)
     left = unfinished(folder)
     manifest = None if left is None else read_json(folder, MANIFEST)
     if left is not None and manifest is None and left.building is None and _is_old_gone(folder, keys, left.id):

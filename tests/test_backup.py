@@ -27,6 +27,7 @@ import plain_reader
 from changes import KINDS, format_1_column, format_1_rows, interrupt, listed, no_syncs, quietly
 from children import Children
 from faults import KILLED, Disk, Os, Strike, in_child, killed_at, recorded, tree
+from meanwhile import BLOCK, LARGE, assign_for_ever, extend_for_ever, flip, replace_for_ever, right, uniform
 from mmap_ninja import DenseMmap, RaggedMmap, backup, np_open_existing, open_map, select, upgrade, verify
 from mmap_ninja._storage import copying, disk, half
 from mmap_ninja._storage.lock import Lock
@@ -49,17 +50,6 @@ from our_threads import none_left  # noqa: F401 - a fixture
 from plain_reader import same
 from test_storage_disk import IMAGE, NEWNS, NOT_MOUNTED, SHARING
 from test_storage_disk_full import disks, fill, free, on_a_disk, refused  # noqa: F401 - `disks` is a fixture
-
-RNG = np.random.default_rng(3)
-BLOCK = 1 << 20
-LARGE = [RNG.integers(0, 2**60, size) for size in (400_000, 3, 90_000, 700_000, 250_000, 1, 60_000)]  # 12 MB
-SIZE = 40_000  # of samples that are one number each
-
-
-def uniform(value: int) -> np.ndarray:
-    """A sample that shows whether it was half written."""
-    return np.full(SIZE, value)
-
 
 # What is copied.
 
@@ -246,14 +236,6 @@ def test_one_backup_at_a_time(tmp_path: Path) -> None:
 # Damage.
 
 
-def flip(path: Path, at: int) -> None:
-    with open(path, "r+b") as file:
-        file.seek(at)
-        [byte] = file.read(1)
-        file.seek(at)
-        file.write(bytes([byte ^ 1 << at % 8]))
-
-
 @pytest.mark.parametrize("seed", range(8))
 def test_damage_at_random_blocks_is_named_and_nothing_is_left(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
@@ -340,40 +322,6 @@ def backup_of_a_memmap(folder: Path) -> list:
     DenseMmap.from_ndarray(folder / "dense", np.arange(6))
     np_open_existing(folder / "dense", mode="r+")[0] = 7
     return backup(folder / "dense", folder / "dense copy")
-
-
-def right(folder: Path, findings: list) -> None:
-    """A copy of samples that are one number each: either all of them are right, or it says that they are unchecked."""
-    found = verify(folder)
-    assert {finding.kind for finding in found} <= {"unchecked"}
-    assert bool(found) == bool(findings)
-    if not found:
-        assert all((sample == sample[0]).all() for sample in open_map(folder))
-        plain_reader.check(folder)
-
-
-def assign_for_ever(folder: Path) -> None:
-    m, value = RaggedMmap(folder, mode="r+"), 0
-    while True:
-        for i in range(len(m)):
-            value += 1
-            m[i] = uniform(value)
-        m.flush()
-        time.sleep(0.02 * random.random())
-
-
-def extend_for_ever(folder: Path) -> None:
-    m, value = RaggedMmap(folder), 0
-    while True:
-        value += 1
-        m.extend([uniform(value)] * 3, sync=False)
-        if len(m) > 60:
-            m = RaggedMmap.from_lists(folder, [uniform(0)] * 20, sync=False)
-
-
-def replace_for_ever(folder: Path) -> None:
-    for value in range(1 << 30):
-        RaggedMmap.from_lists(folder, [uniform(value)] * (10 + value % 20), sync=False)
 
 
 WRITERS = {"assigns": assign_for_ever, "extends": extend_for_ever, "replaces": replace_for_ever}

@@ -31,6 +31,8 @@ class Plan:
         """Refuse options that opening would refuse when the map is built already."""
         import inspect
 
+        if "expect" in self.opening:
+            raise ArgumentTypeError(f"{kind.__name__}: expect= is for maps that are there already")
         try:
             inspect.signature(kind).bind("out_dir", **self.opening)
         except TypeError as error:

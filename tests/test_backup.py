@@ -140,6 +140,29 @@ def test_a_map_of_which_a_sync_has_failed_is_whole_in_its_copy(tmp_path: Path) -
     assert plain_reader.fields(tmp_path / "copy")["synced"]
 
 
+def test_a_map_that_was_upgraded_where_it_is(tmp_path: Path) -> None:
+    """Its data has no header, and a name of 0.9.0."""
+    format_1_rows(tmp_path / "map")
+    upgrade(tmp_path / "map")
+    m = open_map(tmp_path / "map")
+    m.extend([np.arange(200_000)])
+    assert backup(m, tmp_path / "copy") == []
+    assert set(tree(tmp_path / "copy")) == {".lock", "data.ninja", "data.crc", "index.npy", "manifest.json"}
+    assert same(listed(open_map(tmp_path / "copy")), listed(m))
+    assert verify(tmp_path / "copy") == []
+
+
+def test_a_map_in_whose_folder_something_of_the_user_has_the_name_of_the_mark(tmp_path: Path) -> None:
+    m = RaggedMmap.from_lists(tmp_path / "map", LARGE[:1])
+    (tmp_path / "map" / half.MARK).mkdir()
+    m.append([1])
+    (tmp_path / "map" / half.MARK).rmdir()
+    (tmp_path / "map" / half.MARK).write_text("the user's own")
+    m.append([1])
+    assert backup(m, tmp_path / "copy") == []
+    assert (tmp_path / "map" / half.MARK).read_text() == "the user's own"
+
+
 def test_unsynced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     RaggedMmap.from_lists(tmp_path / "map", LARGE)
     calls = recorded(lambda: backup(tmp_path / "map", tmp_path / "copy", sync=False)).of("sync_data", "sync")

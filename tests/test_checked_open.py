@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -169,6 +170,9 @@ def test_arguments(tmp_path: Path, compared: list) -> None:
             act(tmp_path / "map", check=1)
     with pytest.raises(ArgumentTypeError, match="check is 1"):
         np_open_existing(tmp_path / "map", check=1)
+    with pytest.raises(ArgumentTypeError, match="check is 1"):
+        RaggedMmap.from_generator(tmp_path / "new", iter(LARGE), 1, check=1)
+    assert not (tmp_path / "new").exists()
     with pytest.raises(TypeError):
         open_map(tmp_path / "map", None, "r", True, True)
     with pytest.raises(MapNotFoundError):
@@ -330,6 +334,8 @@ def test_memmaps(tmp_path: Path, compared: list) -> None:
     np_open_existing(tmp_path / "map", mode="r+", check=True)
     with pytest.raises(MapCorruptError, match="cannot be vouched for"):
         np_open_existing(tmp_path / "map", check=True)
+    shutil.rmtree(tmp_path / "map")
+    Batches(memmap.copy(), 2, check=True)  # is in memory
     Batches(np.memmap(tmp_path / "file", np.uint8, "w+", shape=(5,)), 2, check=True)  # is of no map
 
 

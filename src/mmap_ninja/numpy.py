@@ -55,7 +55,7 @@ class Memmap(np.memmap[Any, np.dtype[Any]]):
 
     def _verify(self) -> None:
         """Compare the map in the folder with its checksums, if it still is this one. Raises `MapCorruptError`."""
-        if self._folder is not None:
+        if self._folder is not None and getattr(self, "_mmap", None) is not None:  # else it is a copy in memory
             _dense_snapshot(self._folder, self._id, is_checked=True)
 
     def _let_write(self) -> None:

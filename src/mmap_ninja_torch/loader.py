@@ -102,7 +102,7 @@ class MmapLoader:
         for name, function in {"transform": transform, "batch_transform": batch_transform}.items():
             if function is not None and not callable(function):
                 raise ArgumentTypeError(f"{name} is {function!r}, expected a function")
-        fields = convert.opened(source, check=check)
+        self._is_checked, fields = check, convert.opened(source, check=check)
         dtypes = each_named(convert.dtype_of, fields)
         form = Form(("list" if transform is None else "stack") if layout is None else layout, padding_value)
         form.check("padding_value")
@@ -141,7 +141,7 @@ class MmapLoader:
     @property
     def dataset(self) -> MmapDataset:
         """The same samples one by one."""
-        return MmapDataset(self._fields, transform=self._transform)
+        return MmapDataset(self._fields, transform=self._transform, check=self._is_checked)
 
     @property
     def batch_sampler(self) -> Any:

@@ -78,7 +78,8 @@ def copy_file(sources: Sources, target: str, file: File, opened: Opened, tick: T
         disk.cut(fd, file.end)
     else:
         disk.copy_range(source, fd, 0, file.offset, path)
-    expected = [*np.frombuffer(crcs, "<u4").tolist(), *([file.tail_crc] if file.size % BLOCK else [])]
+    tail = [file.tail_crc] if file.size % BLOCK else []
+    expected = np.concatenate([np.frombuffer(crcs, "<u4"), np.array(tail, "<u4")])
     bad: list[int] = []
 
     def work(start: int, stop: int) -> None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from mmap_ninja._storage import disk
 from mmap_ninja._storage.lock import LOCK
 from mmap_ninja._storage.manifest import CAP
-from mmap_ninja.errors import MapCorruptError
+from mmap_ninja.errors import MapCorruptError, MapPermissionError
 
 MARK = ".backup"
 _START = b"This backup is not finished: make it again, or remove this folder. Its files:\n"
@@ -38,7 +38,7 @@ def marked(folder: str) -> tuple[str, ...] | None:
     """The files that the mark names; None where there is no mark of ours."""
     try:
         raw = disk.read_small(os.path.join(folder, MARK), CAP)
-    except (MapCorruptError, FileNotFoundError, NotADirectoryError):
+    except (MapCorruptError, MapPermissionError, FileNotFoundError, NotADirectoryError):
         return None
     if not any(raw) or _START.startswith(raw):  # a power cut came before anything else was made
         return ()

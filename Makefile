@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # By name: else the files with the fewest tests come last, and those take minutes with one core at work.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 FRAMEWORKS := torch tf jax
-BENCHMARKS := bench_read bench_write bench_images bench_texts bench_verify bench_order bench_gather bench_batches bench_decode bench_torch bench_tf bench_jax
+BENCHMARKS := bench_read bench_write bench_images bench_texts bench_verify bench_backup bench_order bench_gather bench_batches bench_decode bench_torch bench_tf bench_jax
 
 .PHONY: demo test test-core test-adapters test-long lint format types docs bench-quick setup clean
 

@@ -20,6 +20,8 @@ CHANGES = (
     "open_to_write",
     "close",
     "write_at",
+    "clone",
+    "copy_range",
     "cut",
     "sync_data",
     "sync",
@@ -84,7 +86,7 @@ class Disk:
             if around == ["remove"] * 3 or (seen and call.function in ("close", "sync", "sync_data", "sync_folder")):
                 continue
             found.append(Strike(at))
-            if call.function == "write_at":
+            if call.function in ("write_at", "copy_range"):
                 found.append(Strike(at, "half"))
             if after and call.function in ("open_to_write", "create_temporary", "replace"):
                 found.append(Strike(at, "after"))
@@ -111,6 +113,10 @@ class Disk:
         moment = self._strike.moment if self._strike is not None and self._strike.at == at else None
         if moment == "before" and name != "close":
             self._fault()
+        if moment == "half" and name == "copy_range":
+            source, fd, start, size, path = args
+            real(source, fd, start, size // 2, path)
+            self._fault()
         if moment == "half":
             raw = b"".join(args[1])
             real(args[0], [raw[: len(raw) // 2]], args[2])
@@ -125,6 +131,10 @@ class Disk:
     def _described(self, name: str, args: tuple) -> Call:
         if name == "write_at":
             return Call(name, self._name(args[0]), args[2], sum(len(memoryview(chunk)) for chunk in args[1]))
+        if name == "clone":
+            return Call(name, self._name(args[1]))
+        if name == "copy_range":
+            return Call(name, self._name(args[1]), args[2], args[3])
         if name == "cut":
             return Call(name, self._name(args[0]), args[1])
         if name in ("close", "sync", "sync_data"):
@@ -143,6 +153,7 @@ SYSTEM_CALLS = (
     "read",
     "close",
     "pwritev",
+    "copy_file_range",
     "ftruncate",
     "fsync",
     "fdatasync",
@@ -178,8 +189,8 @@ class Os:
             disk.os = os
 
     def published(self) -> bool:
-        """Whether a manifest was put in its place."""
-        return ("replaced", "manifest.json") in self.calls
+        """Whether a manifest, or what stands for it in format 1, was put in its place."""
+        return any(call in self.calls for call in (("replaced", "manifest.json"), ("replaced", "type.ninja")))
 
     def __getattr__(self, name: str) -> object:
         real = getattr(os, name)
@@ -189,16 +200,18 @@ class Os:
         if name == "close" and args[0] in self._read:
             self._read.discard(args[0])
             return real(*args)
-        target = args[-1] if name == "replace" else args[0]
+        target = args[-1] if name == "replace" else args[name == "copy_file_range"]
         target = os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else target
         at, is_look = len(self.calls), name == "open" and not args[1] & os.O_RDWR
         self.calls.append(("open to read" if is_look else name, os.path.basename(target)))
         is_struck = at == self._at
         if is_struck and self._moment == "short":
-            assert name == "pwritev"
+            assert name in ("pwritev", "copy_file_range")
             self.has_fired = True
             if self._fault is not None:
                 self._at, self._moment = at + 1, "before"
+            if name == "copy_file_range":
+                return real(*args[:2], max(args[2] // 2, 1), *args[3:])
             raw = b"".join(args[1])
             return real(args[0], [raw[: max(len(raw) // 2, 1)]], args[2])
         if is_struck and self._moment == "before" and name != "close":

@@ -17,6 +17,7 @@ import jax.numpy as jnp  # noqa: E402
 import adapter_data  # noqa: E402
 from adapter_data import COUNT, ROWS, SIZE, SOURCES, Pair  # noqa: E402
 from jax_data import check_all, check_same, epoch_of, every_source, notes  # noqa: E402
+from meanwhile import refuses_damage  # noqa: E402
 from mmap_ninja import Padding, RaggedMmap, ReaderShard, open_map  # noqa: E402
 from mmap_ninja.errors import (  # noqa: E402
     ArgumentError,
@@ -298,3 +299,7 @@ def test_what_is_made_is_padded_to_a_length_for_each_axis(layout: Any, pad_value
 def test_what_is_made_to_an_open_length_is_refused(layout: Any, pad_value: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         layouts.of_made(layout, pad_value, None, "a sharding", is_shared=True)
+
+
+def test_check_refuses_what_is_damaged(tmp_path: Path) -> None:
+    refuses_damage(lambda source, check: MmapLoader(source, 2, check=check), tmp_path)

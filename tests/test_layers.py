@@ -44,7 +44,7 @@ LEVELS: list[set[str]] = [
     {"records"},
     {"sharded"},
     {"generic", "numpy", "batches", "_batch", "collate", "fields", "packing", "_given"},
-    {"convert", "verify", "upgrade", "remote"},
+    {"convert", "verify", "upgrade", "remote", "_backup"},
     {"cli", "__main__", CORE},  # mmap_ninja/__init__.py gathers the public names, so it may import all of its own
     {"mmap_ninja_torch", "mmap_ninja_tf", "mmap_ninja_jax"},
 ]

@@ -19,7 +19,7 @@ import plain_reader
 from changes import CHANGES, KINDS, SHORT, Change, but, check, copied, listed, no_syncs, opened, quietly, whole
 from faults import Os, in_memory, tree
 from mmap_ninja import Mmap, open_map, verify
-from mmap_ninja.errors import DiskError, MapPermissionError, SyncError
+from mmap_ninja.errors import DiskError, ForeignFileError, MapPermissionError, SyncError
 from plain_reader import same
 
 ERRNOS = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO
@@ -47,7 +47,7 @@ def strikes(call: tuple[str, str], at: int, *, is_thorough: bool) -> list[Strike
     if call[0] in ("open to read", "read", "rmdir") and not is_thorough:
         return []
     found = [Strike(number, "before") for number in (*errnos, None)]
-    if call[0] == "pwritev":
+    if call[0] in ("pwritev", "copy_file_range"):
         found += [Strike(number, "short") for number in (*errnos, 0)]
     if call[0] == "replaced":
         found.append(Strike(None, "after"))
@@ -149,6 +149,10 @@ def again(change: Change, folder: Path, handle: object, *, is_refused: bool) -> 
         with pytest.raises(SyncError, match="open the map again"):
             quietly(change.call, handle)
     m, is_part = opened(folder)
+    if change.operation.startswith("backup") and m is not None:  # struck when the copy was there
+        with pytest.raises(ForeignFileError, match="goes to a new or an empty folder"):
+            quietly(change.call, handle)
+        return whole(folder, change.new)
     is_done = isinstance(handle, Mmap) and m is not None and not is_part
     if change.assigned or not is_done or not same(listed(m), change.new) or same(change.old or [], change.new):
         quietly(change.call, quietly(change.opening, folder) if is_refused else handle)

@@ -14,6 +14,7 @@ tf = pytest.importorskip("tensorflow", reason="the adapter for TensorFlow needs 
 
 import adapter_data  # noqa: E402
 from adapter_data import COUNT, DENSE, RAGGED, SIZE, TEXTS, Pair  # noqa: E402
+from meanwhile import refuses_damage  # noqa: E402
 from mmap_ninja import Batches, DenseMmap, Padding, RaggedMmap, ReaderShard, open_map  # noqa: E402
 from mmap_ninja.fields import rows  # noqa: E402
 from mmap_ninja_tf import to_tf_dataset  # noqa: E402
@@ -280,3 +281,8 @@ def test_threads_keep_the_order(maps: Path, threads: int) -> None:
 def test_batches_of_a_source_that_is_one_sample_long() -> None:
     (batch,) = to_tf_dataset((np.ones((1, 2)), np.zeros(1)), 64)
     check_same(batch, Batches((np.ones((1, 2)), np.zeros(1)), 64).batch(0, 0))
+
+
+@pytest.mark.parametrize("size", [None, 2])
+def test_check_refuses_what_is_damaged(tmp_path: Path, size: int | None) -> None:
+    refuses_damage(lambda source, check: to_tf_dataset(source, size, check=check), tmp_path)

@@ -18,6 +18,7 @@ tf = pytest.importorskip("tensorflow", reason="the adapter for TensorFlow needs 
 import keras  # noqa: E402
 
 import tf_fits  # noqa: E402
+from meanwhile import refuses_damage  # noqa: E402
 from mmap_ninja import Batches, BytesMmap, DenseMmap, Padding, RaggedMmap, ReaderShard, StringsMmap  # noqa: E402
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapNotFoundError, SampleError  # noqa: E402
 from mmap_ninja.gather import Padded  # noqa: E402
@@ -386,3 +387,7 @@ def test_everything_is_there_to_be_found() -> None:
     assert issubclass(MmapPyDataset, keras.utils.PyDataset)
     with pytest.raises(AttributeError, match="module 'mmap_ninja_tf' has no attribute 'nothing'"):
         mmap_ninja_tf.nothing
+
+
+def test_check_refuses_what_is_damaged(tmp_path: Path) -> None:
+    refuses_damage(lambda source, check: MmapPyDataset(source, 2, check=check), tmp_path)

@@ -16,12 +16,14 @@ torch = pytest.importorskip("torch", reason="the adapter for PyTorch needs it")
 
 from torch.utils.data import DataLoader  # noqa: E402
 
+from meanwhile import flip, refuses_damage  # noqa: E402
 from mmap_ninja import DenseMmap, RaggedMmap, StringsMmap, open_map, select, split, verify, windows  # noqa: E402
 from mmap_ninja.errors import (  # noqa: E402
     ArgumentError,
     ArgumentTypeError,
     IndexTypeError,
     MapChangedError,
+    MapCorruptError,
     MapNotFoundError,
     SampleIndexError,
 )
@@ -533,3 +535,19 @@ def test_it_says_what_it_is_made_of(maps: Path) -> None:
 def test_a_sample_goes_by_one_integer(maps: Path, index: Any) -> None:
     with pytest.raises(IndexTypeError, match=r"indexed by one integer, not by .*; MmapLoader makes batches"):
         MmapDataset(maps / "rows")[index]
+
+
+def test_check_refuses_what_is_damaged(tmp_path: Path) -> None:
+    refuses_damage(MmapDataset, tmp_path)
+
+
+def test_check_in_workers(tmp_path: Path) -> None:
+    """They believe their parent, but compare what has come since."""
+    m = DenseMmap.from_ndarray(tmp_path / "map", np.arange(40_000.0).reshape(4, -1))
+    dataset = MmapDataset(m, check=True)
+    flip(tmp_path / "map" / "data.npy", 100_000)
+    loader = DataLoader(dataset, 2, num_workers=1, multiprocessing_context="spawn")
+    assert len(list(loader)) == 2  # as it was compared
+    DenseMmap(tmp_path / "map").append(np.arange(10_000.0))
+    with pytest.raises(MapCorruptError, match="damaged in 1 of 1 blocks"):
+        list(loader)

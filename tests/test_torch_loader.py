@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch", reason="the adapter for PyTorch needs it")
 from torch import Tensor  # noqa: E402
 
 import torch_batches  # noqa: E402
+from meanwhile import refuses_damage  # noqa: E402
 from mmap_ninja import (  # noqa: E402
     Batches,
     BytesMmap,
@@ -284,3 +285,7 @@ def test_samples_that_are_ragged_on_two_axes_make_no_nested_tensor(folder: Path,
 def test_samples_that_have_no_axis_in_common_make_no_nested_tensor(folder: Path, source: str) -> None:
     with pytest.raises(SampleError, match=r'samples of one number of axes.*layout="stack" takes scalars, "list" every'):
         list(MmapLoader(folder / source, 4, layout="jagged"))
+
+
+def test_check_refuses_what_is_damaged(tmp_path: Path) -> None:
+    refuses_damage(lambda source, check: MmapLoader(source, 2, check=check), tmp_path)

@@ -22,6 +22,7 @@ from mmap_ninja.upgrade import upgrade
 from mmap_ninja.verify import Finding, verify
 
 if TYPE_CHECKING:
+    from mmap_ninja._backup import backup
     from mmap_ninja.batches import Batches
     from mmap_ninja.order import Order, ReaderShard
     from mmap_ninja.views import View, select, split, windows
@@ -44,6 +45,7 @@ __all__ = [
     "StringsMmap",
     "View",
     "Wrapped",
+    "backup",
     "np_append",
     "np_extend",
     "np_extend_dir",
@@ -65,6 +67,7 @@ _LATER = {
     "Order": "order",
     "ReaderShard": "order",
     "View": "views",
+    "backup": "_backup",
     "select": "views",
     "split": "views",
     "windows": "views",

@@ -16,7 +16,7 @@ from mmap_ninja._storage.manifest import Manifest
 from mmap_ninja._storage.writer import new_id
 from mmap_ninja._writing import Samples, Writing, json_values
 from mmap_ninja.errors import AFTER_COMMIT, ArgumentTypeError
-from mmap_ninja.indexing import integer
+from mmap_ninja.indexing import boolean, integer
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class Plan:
         """Refuse options that opening would refuse when the map is built already."""
         import inspect
 
+        if "expect" in self.opening:
+            raise ArgumentTypeError(f"{kind.__name__}: expect= is for maps that are there already")
+        boolean("check", self.opening.get("check", False))
         try:
             inspect.signature(kind).bind("out_dir", **self.opening)
         except TypeError as error:

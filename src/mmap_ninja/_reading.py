@@ -8,12 +8,14 @@ import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmap_ninja._encode import Array
+from mmap_ninja._storage import verified
+from mmap_ninja._storage.identity import expectation, identity, refuse_another
 from mmap_ninja._storage.index import Table
 from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
 from mmap_ninja._storage.manifest import Manifest
@@ -35,7 +37,7 @@ from mmap_ninja.errors import (
     warn,
 )
 from mmap_ninja.gather import lengths
-from mmap_ninja.indexing import Positions, is_single, listed, merged, out_of_range, position, positions
+from mmap_ninja.indexing import Positions, boolean, is_single, listed, merged, out_of_range, position, positions
 
 if TYPE_CHECKING:
     from pathlib import Path  # 4 ms, for an attribute that few ask for
@@ -46,7 +48,8 @@ _READ_MODES = ("r", "rb")
 PRIVATE = "c"  # copy-on-write, as NumPy calls it
 
 
-_OPENED_WITH = ("mode", "_folder", "_given_path", "wrapper_fn", "copy_before_wrapper_fn", "_keys")
+_OPENED_WITH = ("mode", "_folder", "_given_path", "wrapper_fn", "copy_before_wrapper_fn", "_keys", "_is_checked")
+_TRIES = 5  # for a map that is changed in place while it is checked
 _handles: weakref.WeakSet[Reading] = weakref.WeakSet()
 
 
@@ -66,6 +69,7 @@ class Reading(Indexed):
     mode: str
     copy_before_wrapper_fn: bool
 
+    _is_checked = False  # whether each state is compared with its checksums before it is seen
     _written: tuple[str, int] | None = None  # id and length of a newer state than the one that is mapped
 
     @abstractmethod
@@ -86,7 +90,11 @@ class Reading(Indexed):
         wrapper_fn: Callable[[Any], Any] | None,
         copy_before_wrapper_fn: bool,
         keys: Keys = DEFAULT_KEYS,
+        *,
+        check: bool = False,
+        expect: Mapping[str, Any] | None = None,
     ) -> None:
+        self._is_checked, expected = boolean("check", check), expectation(expect)
         self.mode, self._folder = check_mode(mode), folder_of(out_dir)
         self._given_path = os.fspath(out_dir)
         self.wrapper_fn, self.copy_before_wrapper_fn = wrapper_fn, copy_before_wrapper_fn
@@ -94,13 +102,37 @@ class Reading(Indexed):
         self._change = threading.RLock()  # one change at a time through this handle
         _handles.add(self)
         try:
-            self._load(self._newest())
+            self._load(self._newest(expected))
         except MapNotFoundError:
+            if expected:
+                raise
             self._load(None)
 
-    def _newest(self, **seen: Any) -> Snapshot:
-        """The newest state; with `id` and `length` of one that was seen, what there is of that."""
+    def _newest(self, expected: Mapping[str, Any] = MappingProxyType({}), **seen: Any) -> Snapshot:
+        """The newest state, compared with its checksums if that was asked for.
+
+        With `id` and `length` of a state that was seen, what there is of that.
+        """
+        for _ in range(_TRIES):
+            snapshot = self._newest_as_it_is(**seen)
+            refuse_another(snapshot, expected)
+            if not self._is_checked:
+                return snapshot
+            self._refuse_another_kind(snapshot)  # before every byte of it is read
+            if verified.is_right(self._folder, self._keys, snapshot.manifest):
+                return snapshot
+        raise MapChangedError(f"{self._folder} was changed {_TRIES} times while it was checked: try again")
+
+    def _newest_as_it_is(self, **seen: Any) -> Snapshot:
         return open_snapshot(self._folder, self._keys, is_private=self.mode == PRIVATE, **seen)
+
+    def _verify(self) -> None:
+        """Compare the state that this handle sees with its checksums, if this process has not done so before."""
+        snapshot = self._state()
+        if snapshot is not None and not verified.is_right(self._folder, self._keys, snapshot.manifest):
+            raise MapChangedError(
+                f"{self._folder} was changed since it was opened, and its old state cannot be checked any more: refresh"
+            )
 
     @property
     def out_dir(self) -> Path:
@@ -111,11 +143,15 @@ class Reading(Indexed):
 
     def _load(self, snapshot: Snapshot | None) -> None:
         """Make the handle see this state."""
-        if snapshot is not None and snapshot.manifest.kind != self.kind:
-            raise MapKindError(f"{self._folder} is a {snapshot.manifest.kind} map, not a {self.kind} one; use open_map")
+        if snapshot is not None:
+            self._refuse_another_kind(snapshot)
         self._see(snapshot)
         if snapshot is not None:
             warn_if_part_built(snapshot)
+
+    def _refuse_another_kind(self, snapshot: Snapshot) -> None:
+        if snapshot.manifest.kind != self.kind:
+            raise MapKindError(f"{self._folder} is a {snapshot.manifest.kind} map, not a {self.kind} one; use open_map")
 
     def _see(self, snapshot: Snapshot | None) -> None:
         stored = _nothing if snapshot is None or snapshot.length == 0 else self._reader(snapshot)
@@ -132,7 +168,7 @@ class Reading(Indexed):
             with self._change:
                 if self._written is not None:
                     id, length = self._written
-                    self._load(self._newest(id=id, length=length))
+                    self._load(self._newest_as_it_is(id=id, length=length))  # what it has written itself
         return self._snapshot
 
     def _refuse_if_closed(self) -> None:
@@ -159,6 +195,20 @@ class Reading(Indexed):
         """The state that this handle sees, an empty one where there is no map yet."""
         snapshot = self._state()
         return Snapshot(self._folder, self._empty()) if snapshot is None else snapshot
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The state that this handle sees, as a dict of JSON values: with it as `expect`, a map opens as these samples.
+
+        `id` is that of the map and of its backups, `kind`, `dtype` and `length` say what it holds, and `checksum` is
+        one of all bytes; it is left out where there is none: in format 1, and while values that were assigned are not
+        flushed. None of them changes when the map is flushed, backed up or given other metadata. Raises
+        `MapNotFoundError` where there is no map yet.
+        """
+        snapshot = self._state()
+        if snapshot is None:
+            raise MapNotFoundError(f"there is no map at {self._folder} yet; append the first sample before that")
+        return identity(snapshot)
 
     def refresh(self) -> None:
         """Move to the newest committed state, also of another map of this kind that has taken this one's place."""
@@ -210,12 +260,16 @@ class Reading(Indexed):
             "mode": self.mode,
             "wrapper_fn": self.wrapper_fn,
             "copy_before_wrapper_fn": self.copy_before_wrapper_fn,
+            "check": self._is_checked,
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
         snapshot = self._state()
-        seen = None if snapshot is None else (snapshot.manifest.id, snapshot.length)
-        return _reopen, (type(self), self._folder, self._options(), seen)
+        if snapshot is None:
+            return _reopen, (type(self), self._folder, self._options(), None)
+        seen = snapshot.manifest.id, snapshot.length
+        known = verified.ticket(self._folder, snapshot.manifest)  # so that no worker compares all of it once more
+        return _reopen, (type(self), self._folder, self._options(), seen, *([known] if known else []))
 
     # Samples.
 
@@ -399,12 +453,20 @@ def _wrapped(read: Callable[[int], Any], wrapper_fn: Callable[[Any], Any], is_co
     return lambda i: wrapper_fn(read(i))
 
 
-def _reopen(cls: type[Any], folder: str, options: Mapping[str, Any], seen: tuple[str, int] | None) -> Any:
+def _reopen(
+    cls: type[Any],
+    folder: str,
+    options: Mapping[str, Any],
+    seen: tuple[str, int] | None,
+    known: verified.Ticket | None = None,
+) -> Any:
     """Open a pickled handle: the same samples as it saw, or `MapChangedError`."""
+    verified.adopt(known)
     try:
-        opened = cls(folder, **options)
+        opened = cls(folder, **{**options, "check": False})  # what is there may be another map
     except MapKindError as error:
         raise MapChangedError(f"the map at {folder} was replaced since this handle was made: {error}") from error
+    opened._is_checked = options.get("check", False)
     id, length = seen or (None, 0)
     opened._load(None if id is None else opened._newest(id=id, length=length))
     return opened

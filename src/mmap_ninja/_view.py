@@ -104,6 +104,9 @@ class View(Taking):
         origin: str | None = self._held()._origin()
         return origin
 
+    def _verify(self) -> None:
+        self._held()._verify()
+
     @property
     def mode(self) -> str:
         """That of the map."""

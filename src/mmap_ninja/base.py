@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from typing import Any
 
@@ -28,6 +28,11 @@ class Mmap(Making):
     (copy-on-write): there they may be written to, which changes what this process reads from this handle, until it
     appends or refreshes, and never the file. What a `wrapper_fn` gets is a copy, unless
     `copy_before_wrapper_fn=False`.
+
+    `check=True` compares every byte with its checksum before a state is seen for the first time in a process: when
+    the map is opened, and by `refresh`; not what was written through the handle itself. What is damaged, and what
+    nothing vouches for, is a `MapCorruptError`. `expect` is a dict that the map has to fit, such as the `identity` of
+    one that was opened before; else `MapChangedError`.
     """
 
     def __init_subclass__(cls) -> None:
@@ -63,13 +68,36 @@ def open_map(
     wrapper_fn: Callable[[Any], Any] | None = None,
     mode: str = "r",
     copy_before_wrapper_fn: bool = True,
+    *,
+    check: bool = False,
+    expect: Mapping[str, Any] | None = None,
 ) -> Mmap:
     """Open the map in a folder as an object of its kind.
 
-    Raises `MapNotFoundError` where there is none, `MapCorruptError` where it is damaged.
+    `check` compares every byte with its checksum first, once for each state in a process, and refuses what is damaged
+    or what nothing vouches for. `expect` is what the map has to be: the `identity` of one, or some of its values; also
+    `generation` (of `manifest.json`) and `sample_shape`.
+
+    Raises `MapNotFoundError` where there is none, `MapCorruptError` where it is damaged, `MapChangedError` where it
+    is another one than expected.
+
+    Examples:
+        >>> from mmap_ninja import RaggedMmap
+        >>> m = RaggedMmap.from_lists("rows", [[1, 2], [3]])
+        >>> expected = m.identity  # to be stored with a checkpoint, say
+        >>> m.append([4])
+        >>> open_map("rows", check=True, expect=expected)
+        Traceback (most recent call last):
+        mmap_ninja.errors.MapChangedError: ...
     """
     folder, tried = folder_of(path), None
-    options = {"mode": mode, "wrapper_fn": wrapper_fn, "copy_before_wrapper_fn": copy_before_wrapper_fn}
+    options: dict[str, Any] = {
+        "mode": mode,
+        "wrapper_fn": wrapper_fn,
+        "copy_before_wrapper_fn": copy_before_wrapper_fn,
+        "check": check,
+        "expect": expect,
+    }
     while True:
         manifest = find(folder)
         if manifest is None:

@@ -20,7 +20,7 @@ from mmap_ninja._pace import Pace, Paced
 from mmap_ninja._readahead import Warmth, advise_by_number, advised, check_readahead
 from mmap_ninja.collate import PADDED, Form, Part, parts
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapChangedError, noted
-from mmap_ninja.fields import Fields, each, have_wrappers, leaves, length, opened
+from mmap_ninja.fields import Fields, each, have_wrappers, leaves, length, opened, verify
 from mmap_ninja.gather import Array, Empty
 from mmap_ninja.indexing import Positions, boolean, integer
 from mmap_ninja.order import Order, ReaderShard
@@ -66,6 +66,8 @@ class Batches:
         with_indices: Whether to get `(indices, batch)`: int64 `(b,)`, positions in the source.
         empty: Makes the arrays that are filled and handed out, in C order, as `np.empty(shape, dtype)` does; by default
             `buffers.empty`. Any thread may call it.
+        check: Whether to compare every byte of the maps with its checksum first, once for each state of a map in a
+            process: what is damaged, and what nothing vouches for, is a `MapCorruptError`.
 
     Arrays are of the batch alone, and writable: they are not used again as long as anything refers to them. Memory
     of batches that are gone is. Each iteration is the next epoch, from its first batch on, whether the one before it
@@ -106,6 +108,7 @@ class Batches:
         pad_globally: bool = False,
         with_indices: bool = False,
         empty: Empty = buffers.empty,
+        check: bool = False,
     ) -> None:
         self._recipe = Recipe(Form(layout, pad_value), transform, batch_transform, threads, empty)
         if empty is not buffers.empty:
@@ -115,7 +118,8 @@ class Batches:
         self._warmth, self._pace = Warmth(), Pace(self._prefetch)
         self._with_indices = boolean("with_indices", with_indices)
         self._pad_globally = boolean("pad_globally", pad_globally)
-        self._fields = opened(source)
+        self._is_checked = boolean("check", check)
+        self._fields = opened(source, check=check)
         self._length, self._origins = length(self._fields), _origins(self._fields)
         if transform is None:
             parts(self._fields, self._recipe.form)  # refuses what does not fit
@@ -252,7 +256,7 @@ class Batches:
         return Among(whole, slice(index * part, (index + 1) * part))
 
     def _check(self, fields: Fields) -> None:
-        """Refuse maps that are not those, or not as long, as when these batches were made."""
+        """Refuse maps that are not those, or not as long, as when these batches were made, or that are damaged."""
         for name, field in leaves(fields):
             if len(field) != self._length:
                 raise MapChangedError(
@@ -260,6 +264,8 @@ class Batches:
                 )
         if _origins(fields) != self._origins:
             raise MapChangedError("a map was replaced since these batches were made: make new ones")
+        if self._is_checked:
+            verify(fields)
 
     def _begun(
         self, fields: Fields, epoch: int, start: int, stopped: threading.Event

@@ -54,8 +54,11 @@ class BytesMmap(Mmap):
         wrapper_fn: Callable[[Any], Any] | None = None,
         mode: str = "r",
         copy_before_wrapper_fn: bool = True,
+        *,
+        check: bool = False,
+        expect: Mapping[str, Any] | None = None,
     ) -> None:
-        self._open(out_dir, mode, wrapper_fn, copy_before_wrapper_fn)
+        self._open(out_dir, mode, wrapper_fn, copy_before_wrapper_fn, check=check, expect=expect)
 
     @classmethod
     def from_bytes(

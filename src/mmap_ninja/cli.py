@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 
 from mmap_ninja import __version__
+from mmap_ninja._backup import backup
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja.errors import MmapNinjaError, SalvageWarning
 from mmap_ninja.upgrade import upgrade
@@ -24,6 +25,12 @@ One line is printed for each finding:
   header      np.load would read another shape; --repair renews it
 
 The exit code is 0 if there is none that stays, 1 if there is, 2 for a wrong command line."""
+
+
+_COPIED = """\
+Where OUT is there already and not empty, where DIR is damaged, or where anything else fails, nothing is left, and the
+exit code is 1. One line is printed for each thing in the copy that nothing vouches for: values that were being
+assigned in place, and all of format 1, which has no checksums."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,6 +79,20 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_verify)
     _add_folders(command)
 
+    command = commands.add_parser(
+        "backup",
+        help="copy a map to a folder that is new or empty, and compare every byte of the copy with its checksum",
+        description="Copy the newest state of a map to a folder that is new or empty. Its writers may go on meanwhile.",
+        epilog=_COPIED,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("folders", nargs=1, metavar="DIR", help="the map")
+    command.add_argument("out", metavar="OUT", help="the folder to make")
+    command.add_argument("--no-sync", action="store_true", help="leave it to the kernel when the copy is on the disk")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.set_defaults(run=_backup)
+    _add_keys(command)
+
     command = commands.add_parser("upgrade", help="turn a folder of mmap_ninja 0.9.0 into the current format, in place")
     command.add_argument(
         "--salvage",
@@ -93,6 +114,10 @@ def _add_folders(command: argparse.ArgumentParser) -> None:
     command.add_argument("folders", nargs="+", metavar="DIR")
     what = "how long to wait for another writer (0)"
     command.add_argument("--timeout", type=float, default=0.0, metavar="SECONDS", help=what)
+    _add_keys(command)
+
+
+def _add_keys(command: argparse.ArgumentParser) -> None:
     for key in ("starts", "ends", "shapes", "flattened_shapes"):
         flag = f"--{key.replace('_', '-')}-key"
         what = f"the name of the subfolder {key} in a folder of 0.9.0"
@@ -121,6 +146,14 @@ def _verify(folder: str, keys: Keys, options: argparse.Namespace) -> bool:
     if not findings and is_mended:
         print(f"{folder}: nothing is wrong")
     return is_mended and all(finding.repaired for finding in findings)
+
+
+def _backup(folder: str, keys: Keys, options: argparse.Namespace) -> bool:
+    is_shown = not options.quiet and sys.stderr.isatty()
+    for finding in backup(folder, options.out, sync=not options.no_sync, verbose=is_shown, keys=keys):
+        print(finding)
+    print(f"{folder}: copied to {options.out}")
+    return True
 
 
 def _upgrade(folder: str, keys: Keys, options: argparse.Namespace) -> bool:

@@ -55,7 +55,7 @@ class MapLockedError(MmapNinjaError, BlockingIOError):
 
 
 class MapChangedError(MmapNinjaError, RuntimeError):
-    """The map was replaced by another one since this handle was opened or pickled."""
+    """The map was replaced by another one since this handle was opened or pickled, or is not the one expected."""
 
 
 class MapClosedError(MmapNinjaError, ValueError):

@@ -18,7 +18,7 @@ from mmap_ninja._taking import Layout
 from mmap_ninja.base import Mmap, open_map
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError
 from mmap_ninja.gather import Empty
-from mmap_ninja.indexing import Positions, listed, positions
+from mmap_ninja.indexing import Positions, boolean, listed, positions
 from mmap_ninja.views import View
 
 Fields = Any  # a map, or a dict or tuple of `Fields`
@@ -85,18 +85,40 @@ class Values:
     def _origin(self) -> None:
         """It is no map."""
 
+    def _verify(self) -> None:
+        """Compare the map that it is the `np.memmap` of, if it is that of one."""
+        if hasattr(self._array, "_verify"):
+            self._array._verify()
 
-def opened(source: Any, where: str = "source", mode: str = "r") -> Fields:
-    """The same with paths opened as maps in this mode, and arrays as something that reads like one."""
+
+def opened(source: Any, where: str = "source", mode: str = "r", *, check: bool = False) -> Fields:
+    """The same with paths opened as maps in this mode, and arrays as something that reads like one.
+
+    `check` compares each of the maps with its checksums. Raises `MapCorruptError`.
+    """
+    fields = _opened(source, where, mode, boolean("check", check))
+    if check:
+        verify(fields)
+    return fields
+
+
+def verify(fields: Fields) -> None:
+    """Compare the state that each map is seen in with its checksums, once in a process. Raises `MapCorruptError`."""
+    each(lambda field: field._verify(), fields)
+
+
+def _opened(source: Any, where: str, mode: str, check: bool) -> Fields:
     if isinstance(source, str | os.PathLike):
-        return open_map(source, mode=mode)
+        return open_map(source, mode=mode, check=check)
     if isinstance(source, Mmap | View | Values):
         return source
     is_masked = isinstance(source, np.ma.MaskedArray)
     if isinstance(source, np.ndarray) and source.ndim and not source.dtype.hasobject and not is_masked:
         return Values(source)
     if isinstance(source, Mapping | tuple) and source:
-        return alike(source, {key: opened(part, f"{where}[{key!r}]", mode) for key, part in named_parts(source)})
+        return alike(
+            source, {key: _opened(part, f"{where}[{key!r}]", mode, check) for key, part in named_parts(source)}
+        )
     raise ArgumentTypeError(
         f"{where} is {source!r:.100}, expected a map, a view or the path of one, an array, or a dict or tuple of those"
     )

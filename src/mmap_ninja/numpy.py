@@ -6,19 +6,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
 
-from mmap_ninja._reading import AnyPath, folder_of, warn_if_part_built
+from mmap_ninja._reading import _TRIES, AnyPath, folder_of, warn_if_part_built
+from mmap_ninja._storage import verified
 from mmap_ninja._storage.build import writing
 from mmap_ninja._storage.disk import explained
+from mmap_ninja._storage.identity import expectation, refuse_another
 from mmap_ninja._storage.inplace import mark_unchecked
+from mmap_ninja._storage.legacy import DEFAULT_KEYS
 from mmap_ninja._storage.manifest import DATA, DENSE, Manifest
-from mmap_ninja._storage.snapshot import Snapshot, is_still, open_snapshot
+from mmap_ninja._storage.snapshot import Snapshot, find, is_still, open_snapshot
 from mmap_ninja.dense import DenseMmap
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapChangedError, MapKindError
+from mmap_ninja.indexing import boolean
 
 _MODES = ("r", "r+", "c")
 
@@ -30,7 +35,7 @@ class Memmap(np.memmap[Any, np.dtype[Any]]):
     data as not checksummed, as `open_existing(..., mode="r+")` does at once. Views of it pickle as plain arrays.
     """
 
-    _source: tuple[str, str, str, int] | None = None  # folder, mode, id and length, of the whole map only
+    _source: tuple[str, str, str, int, bool] | None = None  # folder, mode, id, length, check; of the whole map only
     _folder: str | None = None
     _id: str | None = None
     _is_armed = False
@@ -44,7 +49,14 @@ class Memmap(np.memmap[Any, np.dtype[Any]]):
     def __reduce__(self) -> Any:
         if self._source is None or self._source[1] == "c":
             return np.array(self, copy=True, subok=False).__reduce__()
-        return _reopen, self._source
+        folder, _, id, _, is_checked = self._source
+        known = _ticket(folder, id) if is_checked else None
+        return _reopen, (*self._source, *([known] if known else []))
+
+    def _verify(self) -> None:
+        """Compare the map in the folder with its checksums, if it still is this one. Raises `MapCorruptError`."""
+        if self._folder is not None and getattr(self, "_mmap", None) is not None:  # else it is a copy in memory
+            _dense_snapshot(self._folder, self._id, is_checked=True)
 
     def _let_write(self) -> None:
         if self._is_armed and not self.flags.writeable:
@@ -109,15 +121,18 @@ def from_generator(
     return _mapped(folder_of(out_dir), "armed")
 
 
-def open_existing(out_dir: AnyPath, mode: str = "r") -> Memmap:
+def open_existing(
+    out_dir: AnyPath, mode: str = "r", *, check: bool = False, expect: Mapping[str, Any] | None = None
+) -> Memmap:
     """Open a dense map as an `np.memmap` `(n, *sample_shape)`.
 
     `mode` is `"r"` (read-only), `"c"` (assignments stay in memory) or `"r+"`: assignments go to the file, and the
-    map is marked as not checksummed at once. Raises `MapNotFoundError`, `MapCorruptError`.
+    map is marked as not checksummed at once, after `check`, which compares it with its checksums. `expect` is what the
+    map has to be; both are those of `open_map`. Raises `MapNotFoundError`, `MapCorruptError`, `MapChangedError`.
     """
     if mode not in _MODES:
         raise ArgumentError(f"mode is {mode!r}, expected one of {_MODES}")
-    return _mapped(folder_of(out_dir), mode)
+    return _mapped(folder_of(out_dir), mode, is_checked=boolean("check", check), expected=expectation(expect))
 
 
 def extend_dir(
@@ -150,16 +165,41 @@ def _folder_of(memmap: Any) -> str:
     return os.path.dirname(str(name))
 
 
-def _dense_snapshot(folder: str, id: str | None = None, length: int | None = None) -> Snapshot:
-    snapshot = open_snapshot(folder, id=id, length=length)
-    if snapshot.manifest.kind != DENSE:
-        raise MapKindError(f"{folder} is a {snapshot.manifest.kind} map, not a {DENSE} one; use open_map")
-    return snapshot
+def _dense_snapshot(
+    folder: str,
+    id: str | None = None,
+    length: int | None = None,
+    *,
+    is_checked: bool = False,
+    expected: Mapping[str, Any] = MappingProxyType({}),
+) -> Snapshot:
+    for _ in range(_TRIES):
+        snapshot = open_snapshot(folder, id=id, length=length)
+        if snapshot.manifest.kind != DENSE:
+            raise MapKindError(f"{folder} is a {snapshot.manifest.kind} map, not a {DENSE} one; use open_map")
+        refuse_another(snapshot, expected)
+        if not is_checked or verified.is_right(folder, DEFAULT_KEYS, snapshot.manifest):
+            return snapshot
+    raise MapChangedError(f"{folder} was changed {_TRIES} times while it was checked: try again")
 
 
-def _mapped(folder: str, mode: str, id: str | None = None, length: int | None = None) -> Memmap:
+def _ticket(folder: str, id: str) -> verified.Ticket | None:
+    """What tells a worker that the map was compared; None where it was not, or is another one now."""
+    state = find(folder)
+    return None if state is None or state.id != id else verified.ticket(folder, state)
+
+
+def _mapped(
+    folder: str,
+    mode: str,
+    id: str | None = None,
+    length: int | None = None,
+    *,
+    is_checked: bool = False,
+    expected: Mapping[str, Any] = MappingProxyType({}),
+) -> Memmap:
     """Map the data of a dense map; `"armed"` maps it for writing, but does not let anybody write yet."""
-    snapshot = _dense_snapshot(folder, id, length)
+    snapshot = _dense_snapshot(folder, id, length, is_checked=is_checked, expected=expected)
     warn_if_part_built(snapshot)
     state = _marked(folder, snapshot.manifest) if mode == "r+" else snapshot.manifest
     if id is not None and (state.id != id or state.length < (length or 0)):
@@ -177,10 +217,10 @@ def _mapped(folder: str, mode: str, id: str | None = None, length: int | None = 
     if was_replaced and mode == "r+":
         raise MapChangedError(f"the map at {folder} was replaced while it was opened; open it again")
     if was_replaced:
-        return _mapped(folder, mode, id, length)
+        return _mapped(folder, mode, id, length, is_checked=is_checked, expected=expected)
     if length < len(memmap):
         memmap = cast(Memmap, memmap[:length])
-    memmap._folder, memmap._id, memmap._source = folder, state.id, (folder, mode, state.id, length)
+    memmap._folder, memmap._id, memmap._source = folder, state.id, (folder, mode, state.id, length, is_checked)
     if mode == "armed" and memmap.mode == "r+":
         memmap.flags.writeable = False
         memmap._is_armed = True
@@ -233,8 +273,17 @@ def _disarm(memmap: Memmap) -> None:
         array.flags.writeable = True
 
 
-def _reopen(folder: str, mode: str, id: str, length: int) -> Memmap:
-    return _mapped(folder, "armed" if mode == "r+" else mode, id, length)  # many workers, one writer
+def _reopen(
+    folder: str,
+    mode: str,
+    id: str,
+    length: int,
+    is_checked: bool = False,
+    known: verified.Ticket | None = None,
+) -> Memmap:
+    verified.adopt(known)
+    mode = "armed" if mode == "r+" else mode  # many workers, one writer
+    return _mapped(folder, mode, id, length, is_checked=is_checked)
 
 
 __all__: Sequence[str] = ["Memmap", "append", "extend", "extend_dir", "from_generator", "from_ndarray", "open_existing"]

@@ -52,9 +52,12 @@ class RaggedMmap(Mmap):
         shapes_key: str = "shapes",
         flattened_shapes_key: str = "flattened_shapes",
         copy_before_wrapper_fn: bool = True,
+        *,
+        check: bool = False,
+        expect: Mapping[str, Any] | None = None,
     ) -> None:
         keys = Keys(starts_key, ends_key, shapes_key, flattened_shapes_key)
-        self._open(out_dir, mode, wrapper_fn, copy_before_wrapper_fn, keys)
+        self._open(out_dir, mode, wrapper_fn, copy_before_wrapper_fn, keys, check=check, expect=expect)
 
     def _options(self) -> dict[str, Any]:
         keys = self._keys

@@ -41,8 +41,12 @@ class StringsMmap(BytesMmap):
         ends_key: str = "ends",
         wrapper_fn: Callable[[Any], Any] | None = None,
         copy_before_wrapper_fn: bool = True,
+        *,
+        check: bool = False,
+        expect: Mapping[str, Any] | None = None,
     ) -> None:
-        self._open(out_dir, mode, wrapper_fn, copy_before_wrapper_fn, Keys(starts_key, ends_key))
+        keys = Keys(starts_key, ends_key)
+        self._open(out_dir, mode, wrapper_fn, copy_before_wrapper_fn, keys, check=check, expect=expect)
 
     def _options(self) -> dict[str, Any]:
         return {**super()._options(), "starts_key": self._keys.starts, "ends_key": self._keys.ends}

@@ -54,6 +54,8 @@ class MmapLoader:
             device.
         shard: Which reader this is, and of how many: `ReaderShard(index, count)`. By default the part that `sharding`
             says, without one that of `jax.process_index()` of `jax.process_count()`.
+        check: Whether to compare every byte of the maps with its checksum first, once for each state of a map in a
+            process: what is damaged, and what nothing vouches for, is a `MapCorruptError`.
 
     On CPU the arrays of large batches are the memory that they were gathered into: nothing is copied, and nothing
     changes it until they are gone. Without `jax_enable_x64`, JAX has 32-bit dtypes only: floats are rounded, which is
@@ -93,10 +95,11 @@ class MmapLoader:
         sharding: Any = None,
         prefetch: int = 2,
         shard: ReaderShard | None = None,
+        check: bool = False,
     ) -> None:
         if batch_transform is not None and not callable(batch_transform):
             raise ArgumentTypeError(f"batch_transform is {batch_transform!r}, expected a function")
-        fields, size = opened(source), integer("batch_size", batch_size, 1)
+        fields, size = opened(source, check=check), integer("batch_size", batch_size, 1)
         if transform is None and batch_transform is None:
             convert.check(fields)
         own = reader(shard, sharding, size)
@@ -124,6 +127,7 @@ class MmapLoader:
         finish: Function = partial(_finished, pack, batch_transform)
         finish = finish if batch_transform is not None else Anywhere(finish)
         options |= {"transform": transform, "batch_transform": finish, "threads": threads, "prefetch": prefetch}
+        options["check"] = check
         self._batches = Batches(fields, **options)
 
     def __len__(self) -> int:

@@ -39,6 +39,7 @@ def to_tf_dataset(
     threads: int = 1,
     prefetch: int = 2,
     shard: Any = None,
+    check: bool = False,
 ) -> tf.data.Dataset:
     """The samples of a map, or of several side by side, as a `tf.data.Dataset`.
 
@@ -72,6 +73,8 @@ def to_tf_dataset(
         prefetch: How many batches are made ahead; `tf.data.AUTOTUNE` leaves that to TensorFlow.
         shard: Which reader this is, and of how many: `ReaderShard(index, count)`; or the `InputContext` of
             `distribute_datasets_from_function`, whose replicas share each batch.
+        check: Whether to compare every byte of the maps with its checksum first, once for each state of a map in a
+            process: what is damaged, and what nothing vouches for, is a `MapCorruptError`.
 
     Each iteration is an epoch of its own: 0, 1, 2, ... in the order in which they ask for their first element, finished
     or given up, and any number may run at once. So all readers have to begin equally many: for a `ReaderShard` an
@@ -102,7 +105,7 @@ def to_tf_dataset(
     integer("prefetch", prefetch, tf.data.AUTOTUNE, what="a number of batches, or tf.data.AUTOTUNE")
     layouts = Layouts(layout, pad_value, RAGGED, ALL)
     is_shared = isinstance(shard, ReaderShard) and shard.count > 1  # a strategy begins the iterators of its readers
-    options = {"shuffle": shuffle, "seed": seed, "transform": transform}
+    options = {"shuffle": shuffle, "seed": seed, "transform": transform, "check": boolean("check", check)}
     elements: Batched | Single
     if batch_size is None:
         is_given = type(pad_value) is not int or pad_value != 0

@@ -52,6 +52,8 @@ class MmapPyDataset(keras.utils.PyDataset):  # type: ignore[misc]
             where `source` is one. What it returns makes the batch.
         batch_transform: A function of one whole batch.
         shard: Which reader this is, and of how many: `ReaderShard(index, count)`.
+        check: Whether to compare every byte of the maps with its checksum first, once for each state of a map in a
+            process: what is damaged, and what nothing vouches for, is a `MapCorruptError`.
         options: `workers`, `use_multiprocessing` and `max_queue_size` of `keras.utils.PyDataset`.
 
     Arrays belong to the batch alone: nothing changes them afterwards. Texts are arrays of objects, which
@@ -87,6 +89,7 @@ class MmapPyDataset(keras.utils.PyDataset):  # type: ignore[misc]
         transform: Function | None = None,
         batch_transform: Function | None = None,
         shard: ReaderShard | None = None,
+        check: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -111,6 +114,7 @@ class MmapPyDataset(keras.utils.PyDataset):  # type: ignore[misc]
             pad_value=pad_value,
             transform=transform,
             batch_transform=batch_transform,
+            check=check,
         )
         self.mmap_ninja_epochs = Epochs([batches])
         self._count, self._is_own = len(batches), batch_transform is None

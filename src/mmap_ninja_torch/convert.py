@@ -31,9 +31,9 @@ class Padded(NamedTuple):
     shapes: Tensor
 
 
-def opened(source: Any, mode: str = "r") -> Fields:
+def opened(source: Any, mode: str = "r", *, check: bool = False) -> Fields:
     """The maps of a source, in which tensors on the CPU count as arrays."""
-    return fields_of(arrays(source), mode=mode)
+    return fields_of(arrays(source), mode=mode, check=check)
 
 
 def torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from mmap_ninja import buffers
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, IndexTypeError
-from mmap_ninja.fields import Fields, alike, each, length, named_parts, rows
+from mmap_ninja.fields import Fields, alike, each, length, named_parts, rows, verify
 from mmap_ninja.indexing import is_single
 from mmap_ninja_torch import convert
 
@@ -32,6 +32,8 @@ class MmapDataset(Dataset[Any]):
             privately: what is written to a tensor changes what this process reads from this dataset from then on,
             never the file, and takes memory page by page. An array in memory is written to itself; what is not in the
             machine's byte order is copied all the same.
+        check: Whether to compare every byte of the maps with its checksum first, once for each state of a map in a
+            process: what is damaged, and what nothing vouches for, is a `MapCorruptError`.
 
     Arrays become tensors of the same shape and dtype (in the byte order of the machine, bfloat16 and float8 included),
     numbers tensors of no axis; texts stay `str`, bytes `bytes`. Needs no `worker_init_fn`: pickled, maps are paths
@@ -52,12 +54,19 @@ class MmapDataset(Dataset[Any]):
     """
 
     def __init__(
-        self, source: Any, wrapper_fn: Any = None, transform: Function | None = None, *, copy: bool = True
+        self,
+        source: Any,
+        wrapper_fn: Any = None,
+        transform: Function | None = None,
+        *,
+        copy: bool = True,
+        check: bool = False,
     ) -> None:
         if transform is not None and not callable(transform):
             raise ArgumentTypeError(f"transform is {transform!r}, expected a function")
         self._transform, self._wrapper_fn, self._is_copied = transform, wrapper_fn, copy
-        self._read(convert.opened(source, mode="r" if copy else "c"))
+        self._is_checked = check
+        self._read(convert.opened(source, mode="r" if copy else "c", check=check))
         self._length = length(self._fields)
 
     def _read(self, fields: Fields) -> None:
@@ -73,7 +82,10 @@ class MmapDataset(Dataset[Any]):
         # parent of an error.
         sent = vars(self).get("_sent")
         if name in ("_fields", "_columns") and sent is not None:
-            self._read(pickle.loads(sent))
+            fields = pickle.loads(sent)
+            if self._is_checked:
+                verify(fields)  # what the parent has compared is known here
+            self._read(fields)
             vars(self).pop("_sent", None)
         if name in vars(self):  # it was another thread, maybe
             return vars(self)[name]

@@ -58,6 +58,8 @@ class MmapLoader:
         shard: Which reader this is, and of how many; by default rank and world size of `torch.distributed`.
         batch_sampler: Instead of `batch_size`, `shuffle`, `seed`, `drop_last` and `shard`: an iterable of lists of
             indices, one a batch, as a `DataLoader` takes it.
+        check: Whether to compare every byte of the maps with its checksum first, once for each state of a map in a
+            process: what is damaged, and what nothing vouches for, is a `MapCorruptError`.
 
     A batch is the user's: its memory is used again only when no tensor refers to it any more. Each iteration is the
     next epoch, from its first batch on, whether the one before it was finished or given up; only after
@@ -96,11 +98,12 @@ class MmapLoader:
         readahead: int | str = "auto",
         shard: ReaderShard | None = None,
         batch_sampler: Iterable[Any] | None = None,
+        check: bool = False,
     ) -> None:
         for name, function in {"transform": transform, "batch_transform": batch_transform}.items():
             if function is not None and not callable(function):
                 raise ArgumentTypeError(f"{name} is {function!r}, expected a function")
-        fields = convert.opened(source)
+        self._is_checked, fields = check, convert.opened(source, check=check)
         dtypes = each_named(convert.dtype_of, fields)
         form = Form(("list" if transform is None else "stack") if layout is None else layout, padding_value)
         form.check("padding_value")
@@ -118,6 +121,7 @@ class MmapLoader:
             threads=threads,
             prefetch=prefetch,
             readahead=readahead,
+            check=check,
             empty=devices.memory(pin_memory, self._device),
             **_order(batch_sampler, self._reader, own),
         )
@@ -138,7 +142,7 @@ class MmapLoader:
     @property
     def dataset(self) -> MmapDataset:
         """The same samples one by one."""
-        return MmapDataset(self._fields, transform=self._transform)
+        return MmapDataset(self._fields, transform=self._transform, check=self._is_checked)
 
     @property
     def batch_sampler(self) -> Any:

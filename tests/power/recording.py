@@ -16,7 +16,7 @@ from mmap_ninja._storage import disk
 ABSENT, WHOLE, HALF, ZEROS = range(4)
 _CACHE = 1 << 28  # bytes of contents that are kept between states
 _NOT_RECORDED = {  # calls of os that `disk` does not make
-    *("write", "pwrite", "truncate", "posix_fallocate", "sendfile", "copy_file_range"),
+    *("write", "pwrite", "truncate", "posix_fallocate", "sendfile"),
     *("rename", "renames", "link", "symlink", "remove", "removedirs", "makedirs", "mkfifo", "mknod", "sync"),
 }
 
@@ -88,6 +88,11 @@ class _Os:
         written = os.pwritev(fd, views, offset)
         self._to.add(Call("write", self._to.fds[fd], data=b"".join(views)[:written], at=offset))
         return written
+
+    def copy_file_range(self, source: int, fd: int, size: int, start: int, offset: int) -> int:
+        copied = os.copy_file_range(source, fd, size, start, offset)
+        self._to.add(Call("write", self._to.fds[fd], data=os.pread(source, copied, start), at=offset))
+        return copied
 
     def ftruncate(self, fd: int, size: int) -> None:
         os.ftruncate(fd, size)

@@ -111,7 +111,7 @@ def _findings(folder: str, keys: Keys, tick: Tick) -> Iterator[Finding]:
     elif other is not None:
         yield other
     if finished is not None:
-        yield from _check_state(folder, keys, finished, tick)
+        yield from check_state(folder, keys, finished, tick)
         yield from _leftovers(folder, finished.obsolete, "of an earlier state, which the next writer removes")
     if building is not None:
         yield from _check_building(folder, keys, finished, building, tick)
@@ -148,7 +148,7 @@ def _check_building(
         yield Finding(path, "left by a commit that was interrupted; the next writer sees to it", LEFTOVER)
     if finished is not None and finished.id == building.id:
         return
-    found = list(_check_state(folder, keys, building, tick))
+    found = list(check_state(folder, keys, building, tick))
     if building.building is not None:
         is_whole = not any(one.kind in (DAMAGED, CHANGED) for one in found)
         remedy = "the same call with resume=True finishes it" if is_whole else "not all of it is whole: build it anew"
@@ -164,7 +164,7 @@ def _leftovers(folder: str, names: tuple[str, ...], what: str) -> Iterator[Findi
             yield Finding(path, f"a leftover {what}", LEFTOVER)
 
 
-def _check_state(folder: str, keys: Keys, state: Manifest, tick: Tick) -> Iterator[Finding]:
+def check_state(folder: str, keys: Keys, state: Manifest, tick: Tick) -> Iterator[Finding]:
     """The files of one state, then, where they are whole, the rows of its index."""
     found = [one for role, file in state.files.items() for one in _check_file(folder, keys, state, role, file, tick)]
     yield from found
@@ -252,7 +252,7 @@ def _check_bytes(folder: str, keys: Keys, file: File, tick: Callable[[int], obje
 
 
 def _blocks(numbers: list[int], count: int) -> str:
-    return f"{len(numbers)} of {count} blocks of {BLOCK} bytes: {_ranges(numbers)}"
+    return f"{len(numbers)} of {count} blocks of {BLOCK} bytes: {ranges(numbers)}"
 
 
 def _has_header(folder: str, state: Manifest, role: str, file: File) -> bool:
@@ -260,7 +260,7 @@ def _has_header(folder: str, state: Manifest, role: str, file: File) -> bool:
     return not file.offset or read_part(folder, file, 0, file.offset) == npy_header(*state.layout(role))
 
 
-def _ranges(numbers: list[int]) -> str:
+def ranges(numbers: list[int]) -> str:
     """Numbers in ascending order, neighbours as a range."""
     parts: list[list[int]] = []
     for number in numbers:

@@ -331,20 +331,6 @@ def write_at(fd: int, chunks: Sequence[Buffer], offset: int) -> None:
             views[first] = views[first][written:]
 
 
-_CLONE = 0x40049409  # FICLONE of Linux: ioctl_ficlonerange(2)
-
-
-def clone(source: int, target: int) -> bool:
-    """Let an open file share the blocks of another one until either is written to; False where this cannot be done."""
-    if sys.platform != "linux":
-        return False
-    try:
-        fcntl.ioctl(target, _CLONE, source)
-    except OSError:
-        return False
-    return True
-
-
 def _full_sync(fd: int) -> None:
     if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync alone leaves data in the drive's cache
         try:
@@ -432,3 +418,56 @@ def remove_empty_folder(path: str) -> None:
         os.rmdir(path)
     except OSError:
         return
+
+
+_FICLONE: int | None = getattr(fcntl, "FICLONE", 0x40049409 if sys.platform == "linux" else None)
+_READ_AT_ONCE = 1 << 20
+
+
+def clone(source: int, fd: int) -> bool:
+    """Let an empty file share the blocks of a whole other file, copy-on-write; False where that cannot be done.
+
+    The copy has its own inode: what is written to one is never seen in the other. `copy_range` does the same work
+    on every file system, and raises what stands in the way.
+    """
+    if _FICLONE is None:
+        return False
+    try:
+        fcntl.ioctl(fd, _FICLONE, source)
+    except OSError:
+        return False
+    return True
+
+
+def copy_range(source: int, fd: int, at: int, size: int, path: str) -> None:
+    """Copy bytes `[at, at + size)` of one file to the same place in another, inside the kernel where it can.
+
+    `source` is a descriptor that was opened to read, `path` its file, `fd` one that was opened to write. A source that
+    ends before that raises `MapCorruptError`.
+    """
+    end = at + size
+    while at < end and (count := _copied_once(source, fd, at, end - at)):
+        at += count
+    buffer = memoryview(bytearray(min(_READ_AT_ONCE, end - at)))
+    while at < end:
+        part = buffer[: end - at]
+        read_into(source, part, at, path)
+        write_at(fd, [part], at)
+        at += len(part)
+
+
+# It has no such call, cannot do it for these two files, or a sandbox forbids it.
+_CANNOT_COPY = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.ETXTBSY}
+
+
+def _copied_once(source: int, fd: int, at: int, size: int) -> int:
+    """Copy some of the bytes without a way through this process; returns how many, 0 where the kernel does not."""
+    if not hasattr(os, "copy_file_range"):
+        return 0
+    with explained(_paths[fd]):
+        try:
+            return os.copy_file_range(source, fd, size, at, at)
+        except OSError as error:
+            if error.errno in _CANNOT_COPY:
+                return 0
+            raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from mmap_ninja._storage import disk, legacy
+from mmap_ninja._storage import disk, half, legacy
 from mmap_ninja._storage.commit import remove_files
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.lock import LOCK, Lock
@@ -44,8 +44,10 @@ def settle(lock: Lock, keys: Keys) -> None:
     """Go through with a publication that was interrupted between its two renames, or forget what it has left.
 
     Where readers still see the old map, of format 2 or of format 1, it stays: only its upgrade is gone through with.
+    What a killed backup has left is removed.
     """
     folder = lock.folder
+    half.sweep(lock)
     remove_files(lock, [name for name in NEXT_ONES if disk.is_regular(os.path.join(folder, name))])
     left = unfinished(folder)
     manifest = None if left is None else read_json(folder, MANIFEST)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mmap_ninja import _ingest
-from mmap_ninja._encode import asked_for
+from mmap_ninja._encode import Samples, asked_for
 from mmap_ninja._reading import AnyPath, check_mode, folder_of
 from mmap_ninja._storage.build import Build
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.manifest import Manifest
 from mmap_ninja._storage.writer import new_id
-from mmap_ninja._writing import Samples, Writing, json_values
+from mmap_ninja._writing import Writing, json_values
 from mmap_ninja.errors import ArgumentTypeError
 from mmap_ninja.indexing import integer
 
@@ -104,26 +104,20 @@ class Making(Writing):
     ) -> Any:
         """Make a map of `indexable[i]`, or `indexable(i)`, for i = 0, 1, ...; otherwise as `from_generator`.
 
-        An indexable without `len` ends at its first `IndexError`. With `n_jobs` other than None or 1, joblib loads
-        in that many processes: the indexable travels to each worker once, the results keep their order.
+        An indexable without `len` ends at its first `IndexError`. With `n_jobs` other than None or 1, that many
+        processes load (-1: one for each core): the indexable travels to each once, the samples keep their order.
         """
         size = integer("batch_size", batch_size, 1)
         _ingest.loader(indexable)
         _ingest.check_jobs(n_jobs)
-        return cls._build(
-            out_dir,
-            lambda start: _ingest.chunks(_ingest.from_indexable(indexable, start, n_jobs, verbose, size), size),
-            cls._plan(**options),
-            resume=resume,
-            sync=sync,
-            timeout=timeout,
-        )
+        with _ingest.from_indexable(indexable, n_jobs, verbose, size) as batches:
+            return cls._build(out_dir, batches, cls._plan(**options), resume=resume, sync=sync, timeout=timeout)
 
     @classmethod
     def _build(
         cls,
         out_dir: AnyPath,
-        batches: Callable[[int], Iterable[Samples]],
+        batches: Callable[[int], Iterable[Samples | Iterator[Any]]],
         plan: Plan,
         *,
         resume: bool = False,

@@ -70,6 +70,9 @@ class Making(Writing):
     ) -> Any:
         """Make a map from an iterable of samples, of which at most `batch_size` are in memory at once.
 
+        Each sample is checked and copied when it arrives, so the generator may hand out one buffer again and again.
+        It is not asked again after its end.
+
         What is in `out_dir` stays whole until the new map takes its place, durable, at the end. If the generator
         raises or the process dies, the part that was built can be read (with a `PartBuiltWarning`) and finished by
         the same call with `resume=True`, which takes and drops the samples that are there already. `verbose` shows

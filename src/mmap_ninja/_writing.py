@@ -202,7 +202,10 @@ class Writing(Reading):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """A copy of what the user has stored with the map, a dict of JSON values. Assigning one commits it."""
+        """A copy of what the user has stored with the map, a dict of JSON values. Assigning one commits it.
+
+        What JSON would alter, such as keys that are no texts, is refused; tuples come back as lists.
+        """
         return deepcopy(dict(self._opened().manifest.metadata))
 
     @metadata.setter

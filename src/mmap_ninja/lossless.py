@@ -70,11 +70,11 @@ def fit(leaves: Leaves, array: Array, dtype: np.dtype[Any], rounding: bool) -> A
 
 def _read(sample: Any) -> tuple[Array, Leaves]:
     """What NumPy makes of something that is no plain array, if nothing is lost on the way."""
-    is_scalar = isinstance(sample, np.generic)
-    if not (is_scalar and isinstance(sample, str | bytes)) and (is_scalar or _is_array(sample)):
-        return _unmasked(sample), None
-    if isinstance(sample, str | bytes) and not is_scalar:
+    is_text, is_scalar = isinstance(sample, str | bytes), isinstance(sample, np.generic)
+    if is_text and not is_scalar:
         raise SampleTypeError(f"a {type(sample).__name__} is no array; StringsMmap stores texts, BytesMmap bytes")
+    if not is_text and (is_scalar or _is_array(sample)):
+        return _unmasked(sample), None
     leaves: list[Any] = []
     plain = _part(sample, leaves, 0)
     array = _made(np.asarray, plain, sample)

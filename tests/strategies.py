@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 BOOLS_AND_INTS = ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">i2", ">i4", ">u8"]
 FLOATS = ["f2", "f4", "f8", ">f4", ">f8", "g"]
 COMPLEX = ["c8", "c16", ">c8", "G"]
-TIMES = ["M8[ns]", "M8[D]", ">M8[s]", "m8[us]", "m8[h]"]
+TIMES = ["M8[ns]", "M8[D]", "M8[7D]", ">M8[s]", "m8[us]", "m8[h]", "m8[Y]"]
 TEXTS = ["S3", "U2", ">U1", "V5"]
 RECORDS = [
     [("x", "<f4"), ("y", ">i2")],
     [("name", "U2"), ("box", "<i4", (2, 2)), ("inner", [("flag", "?"), ("at", "M8[s]")])],
     np.dtype([("a", "i1"), ("b", "f8")], align=True),
 ]
-EXTENDED = [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.int4]
+EXTENDED = [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.int4, ml_dtypes.uint4]
 # Code points; NumPy cannot read a text with a greater number in it than the last.
 CHARACTERS = [0, 1, ord("a"), ord("ö"), 0xD800, 0xFFFF, 0x10000, 0x10FFFF]
 

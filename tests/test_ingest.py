@@ -7,8 +7,16 @@ import numpy as np
 import pytest
 
 from contracts import FailsAt, Unsized, assert_same, failing, notes
-from mmap_ninja import RaggedMmap, _ingest
-from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MissingExtraError, PartBuiltWarning
+from mmap_ninja import BytesMmap, DenseMmap, RaggedMmap, StringsMmap, _ingest, np_from_generator
+from mmap_ninja.base import from_generator_base
+from mmap_ninja.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    MissingExtraError,
+    PartBuiltWarning,
+    SampleError,
+    SampleTypeError,
+)
 
 SAMPLES = [np.arange(i % 7) for i in range(300)]
 
@@ -137,9 +145,9 @@ def test_bad_number_of_jobs(path, n_jobs):
     assert not path.exists()
 
 
-def test_without_joblib(path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "joblib", None)
-    with pytest.raises(MissingExtraError, match=r"n_jobs needs joblib: pip install mmap-ninja\[parallel\]"):
+def test_without_cloudpickle(path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    with pytest.raises(MissingExtraError, match=r"n_jobs needs cloudpickle: pip install mmap-ninja\[parallel\]"):
         RaggedMmap.from_indexable(path, SAMPLES, 10, n_jobs=2)
     assert not path.exists()
     assert_same(RaggedMmap.from_indexable(path, SAMPLES, 10, n_jobs=1), SAMPLES)
@@ -154,8 +162,8 @@ def test_parallel_loading_leaves_no_files(path, tmp_path, monkeypatch):
 
 
 def test_chunks():
-    assert list(_ingest.chunks(range(5), 2)) == [[0, 1], [2, 3], [4]]
-    assert list(_ingest.chunks(range(4), 2)) == [[0, 1], [2, 3]]
+    assert list(map(list, _ingest.chunks(range(5), 2))) == [[0, 1], [2, 3], [4]]
+    assert list(map(list, _ingest.chunks(range(4), 2))) == [[0, 1], [2, 3]]
     assert list(_ingest.chunks([], 2)) == []
 
 
@@ -180,3 +188,221 @@ def test_progress_bar_of_a_resumed_build_begins_where_it_was(path, capsys):
     shown = capsys.readouterr().err
     assert "200/300" in shown
     assert "300/300" in shown
+
+
+# -- an end is an end ------------------------------------------------------------------------------------------------
+
+
+class StartsOver:
+    """An iterator that begins again when it is asked after its end, as many loaders do."""
+
+    def __init__(self, samples):
+        self.samples, self.coming, self.ends = samples, iter(samples), 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        for sample in self.coming:
+            return sample
+        self.ends += 1
+        assert self.ends < 3, "it is asked again and again"
+        self.coming = iter(self.samples)
+        raise StopIteration
+
+
+KINDS = {
+    "ragged": (RaggedMmap, lambda i: np.arange(i)),
+    "dense": (DenseMmap, lambda i: np.array([i, i])),
+    "bytes": (BytesMmap, lambda i: bytes([i])),
+    "texts": (StringsMmap, str),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [0, 1, 9, 10, 11, 20])
+@pytest.mark.parametrize("verbose", [False, True])
+def test_an_iterator_is_not_asked_after_its_end(tmp_path, kind, count, verbose):
+    cls, sample = KINDS[kind]
+    samples = list(map(sample, range(count)))
+    for size in (1, 5, 10, 100):
+        source = StartsOver(samples)
+        assert_same(cls.from_generator(tmp_path / str(size), source, size, verbose), samples)
+        assert source.ends == 1
+    m = cls.from_generator(tmp_path / "extended", [sample(3)], 1)
+    m.extend(StartsOver(samples))
+    assert_same(m, [sample(3), *samples])
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_the_first_end_of_a_mapped_function_is_the_end(tmp_path, size):
+    def one(i):
+        if i == 4:
+            raise StopIteration
+        return np.array([i])
+
+    m = RaggedMmap.from_generator(tmp_path / "map", map(one, range(10)), size)
+    assert [int(row[0]) for row in m] == [0, 1, 2, 3]
+    m.extend(map(one, range(10)))
+    assert len(m) == 8
+
+
+def test_an_iterator_that_ends_while_it_is_resumed_is_not_asked_again(path):
+    with pytest.raises(ZeroDivisionError):
+        RaggedMmap.from_generator(path, failing(SAMPLES, 25, ZeroDivisionError()), 10)
+    source = StartsOver(SAMPLES[:5])
+    with pytest.raises(ArgumentError, match="the source has 5 samples, but 20 were converted before"):
+        RaggedMmap.from_generator(path, source, 10, resume=True)
+    assert source.ends == 1
+    assert_same(RaggedMmap.from_generator(path, StartsOver(SAMPLES[:20]), 10, resume=True), SAMPLES[:20])
+
+
+def test_from_generator_base_does_not_ask_after_the_end(path):
+    made = from_generator_base(path, StartsOver(list(range(10))), 5, lambda folder, samples: samples)
+    assert made == list(range(10))
+
+
+# -- what arrives is stored as it arrived ------------------------------------------------------------------------
+
+
+class Lazy:
+    """What numpy asks for an array, which is the same one each time."""
+
+    def __init__(self, array, value):
+        self.array, self.value = array, value
+
+    def __array__(self, dtype=None, copy=None):
+        self.array[...] = self.value
+        return self.array.copy() if copy else self.array
+
+
+def arrays_again(count, size=3, dtype="f8", layout=None):
+    """One buffer again and again; `layout` makes a view of it that is not contiguous."""
+    buffer = np.zeros((size, 2), dtype)
+    for i in range(count):
+        buffer[...] = np.array(i, "i8").astype(dtype)
+        yield buffer if layout is None else buffer[::layout]
+
+
+def lists_again(count):
+    buffer = [0, 0]
+    for i in range(count):
+        buffer[:] = [i, -i]
+        yield buffer
+
+
+def lazy_ones(count):
+    buffer = np.zeros(3)
+    return (Lazy(buffer, i) for i in range(count))
+
+
+AGAIN = {
+    "arrays": arrays_again,
+    "large": lambda count: arrays_again(count, 3_000),
+    "larger": lambda count: arrays_again(count, 100_000),
+    "strided": lambda count: arrays_again(count, 8, layout=3),
+    "large and strided": lambda count: arrays_again(count, 20_000, layout=-2),
+    "times": lambda count: arrays_again(count, dtype="M8[s]"),
+    "cast": lambda count: (array.astype("f4") if i == 0 else array for i, array in enumerate(arrays_again(count))),
+    "lists": lists_again,
+    "lazy": lazy_ones,
+    "views": lambda count: (memoryview(array) for array in arrays_again(count)),
+    "no axes": lambda count: (array[0, 0, ...] for array in arrays_again(count)),
+}
+
+
+@pytest.mark.parametrize("source", AGAIN)
+@pytest.mark.parametrize("cls", [RaggedMmap, DenseMmap])
+def test_a_buffer_that_is_used_again(tmp_path, source, cls):
+    samples = AGAIN[source]
+    expected = [np.array(sample, copy=True) for sample in samples(23)]
+    made = [cls.from_generator(tmp_path / "generator", samples(23), 10)]
+    coming = samples(23)
+    made.append(cls.from_indexable(tmp_path / "indexable", lambda i: next_or_end(coming), 10))
+    made.append(cls.from_generator(tmp_path / "extended", [expected[0]], 10))
+    made[-1].extend(samples(23))
+    for m in made:
+        assert len(m) >= 23
+        for found, sample in zip(m[-23:], expected, strict=True):
+            assert np.array_equal(found, sample)
+
+
+def next_or_end(samples):
+    for sample in samples:
+        return sample
+    raise IndexError
+
+
+def test_a_buffer_that_is_used_again_for_a_memmap(path):
+    assert np_from_generator(path, arrays_again(23), 10)[:, 0, 0].tolist() == list(range(23))
+
+
+@pytest.mark.parametrize("make", [bytearray, lambda size: memoryview(bytearray(size))], ids=["bytearray", "view"])
+def test_bytes_that_are_used_again(tmp_path, make):
+    def again():
+        buffer = make(2)
+        for i in range(23):
+            buffer[:] = bytes([i, i])
+            yield buffer
+
+    m = BytesMmap.from_generator(tmp_path / "map", again(), 10)
+    m.extend(again())
+    assert list(m) == [bytes([i, i]) for i in range(23)] * 2
+
+
+@pytest.mark.parametrize("samples", [arrays_again, lists_again], ids=["arrays", "lists"])
+def test_a_buffer_that_is_used_again_for_what_others_make(path, samples):
+    made = from_generator_base(
+        path, samples(7), 3, lambda folder, chunk: list(chunk), lambda made, more: made.extend(more)
+    )
+    assert [np.ravel(sample)[0] for sample in made] == list(range(7))
+
+
+def test_a_large_and_a_small_buffer_by_turns(path):
+    """Their bytes lie in several places, and come out in their order."""
+    large, small = np.zeros(9_000), np.zeros(2)
+
+    def again():
+        for i in range(400):
+            buffer = large if i % 3 == 1 else small
+            buffer[:] = i
+            yield buffer
+
+    m = RaggedMmap.from_generator(path, again(), 150)
+    assert [(len(row), row[0], row[-1]) for row in m] == [(9_000 if i % 3 == 1 else 2, i, i) for i in range(400)]
+
+
+@pytest.mark.parametrize(
+    ("cls", "good", "bad"),
+    [
+        (RaggedMmap, np.zeros(2), "text"), (DenseMmap, np.zeros(2), np.zeros(3)), (BytesMmap, b"a", "a"),
+        (StringsMmap, "a", "\ud800"), (RaggedMmap, np.zeros(2), np.array([2**53 + 1])),
+    ],
+    ids=["ragged", "shape", "bytes", "text", "value"],
+)  # fmt: skip
+def test_a_bad_sample_is_refused_before_the_next_is_asked_for(path, cls, good, bad):
+    taken = []
+
+    def samples():
+        for i in range(20):
+            taken.append(i)
+            yield bad if i == 13 else good
+
+    with pytest.raises((SampleError, SampleTypeError), match=r"sample 13 \(item 3 of this batch\)"):
+        cls.from_generator(path, samples(), 10)
+    assert taken == list(range(14))
+
+
+def test_samples_of_another_map_are_not_copied_by_extend(tmp_path):
+    """They would not fit the memory."""
+    from mmap_ninja._arrival import lent
+
+    m = RaggedMmap.from_lists(tmp_path / "map", [np.zeros(9)])
+    dense = DenseMmap.from_ndarray(tmp_path / "dense", np.zeros((2, 9)))
+    for sample in (RaggedMmap(tmp_path / "map")[0], dense[0], m[0]):
+        assert lent(sample) is sample
+    for sample in (np.zeros(9), np.frombuffer(bytearray(8)), RaggedMmap(tmp_path / "map", mode="c")[0]):
+        assert lent(sample) is not sample
+    m.extend(dense)
+    m.extend(m)
+    assert len(m) == 6

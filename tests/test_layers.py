@@ -27,6 +27,10 @@ LEVELS: list[set[str]] = [
     {
         "_storage",
         "lossless",
+        "_times",
+        "_arrival",
+        "_worker",
+        "_workers",
         "codec",
         "gather",
         "order",
@@ -57,6 +61,9 @@ SAME_LEVEL = {
         ("base", "_ingest"),
         ("base", "_making"),
         ("base", "_reading"),
+        ("lossless", "_times"),
+        ("_worker", "_arrival"),
+        ("_workers", "_worker"),
         ("_pace", "_ahead"),
         ("_making", "_encode"),
         ("_making", "_ingest"),
@@ -227,7 +234,7 @@ def test_the_check_can_fail(tmp_path: Path, file: str, text: str, problem: str) 
     assert any(problem in found for found in problems_of(tmp_path)), problems_of(tmp_path)
 
 
-LAZY = {*FRAMEWORKS, "joblib", "zstandard", "tqdm", "ml_dtypes"}
+LAZY = {*FRAMEWORKS, "joblib", "cloudpickle", "zstandard", "tqdm", "ml_dtypes"}
 
 
 def test_importing_the_core_imports_nothing_optional() -> None:

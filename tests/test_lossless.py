@@ -1,6 +1,10 @@
 """What goes in comes out, every bit of it, or nothing is stored."""
 
+import collections
 import itertools
+import subprocess
+import sys
+from array import array as array_of
 from fractions import Fraction
 
 import ml_dtypes
@@ -11,7 +15,7 @@ from hypothesis import strategies as st
 
 import strategies
 from contracts import same, tree
-from mmap_ninja import BytesMmap, DenseMmap, RaggedMmap, StringsMmap
+from mmap_ninja import BytesMmap, DenseMmap, RaggedMmap, StringsMmap, lossless
 from mmap_ninja.errors import ArgumentTypeError, SampleError, SampleTypeError
 
 modest = settings(
@@ -313,11 +317,23 @@ def test_stored(path, target, sample, stored):
         ("m8[s]", np.array([1], "M8[s]"), "values cannot be stored in a map of timedelta64"),
         ("i8", np.array([1], "M8[s]"), "values cannot be stored in a map of int64"),
         ("M8[s]", np.array([1]), "int64 values cannot be stored in a map of datetime64"),
+        ("M8[ns]", np.array(["9999-01-01"], "M8[s]"), "9999-01-01T00:00:00 cannot be stored exactly as datetime64"),
+        ("m8[as]", np.array([2**62], "m8[s]"), "4611686018427387904 seconds cannot be stored exactly as timedelta64"),
+        ("m8[s]", np.array([2**60], "m8[16s]"), "cannot be stored exactly as timedelta64"),
+        ("m8[D]", np.array([4], "m8[Y]"), "4 years cannot be stored exactly as timedelta64"),
+        ("m8[Y]", np.array([1461], "m8[D]"), "1461 days cannot be stored exactly as timedelta64"),
+        ("m8[s]", np.timedelta64(5), "5 generic time units cannot be stored exactly as timedelta64"),
+        ("M8[7D]", np.array(["1970-01-09"], "M8[D]"), "1970-01-09 cannot be stored exactly as datetime64"),
+        ("M8[M]", np.array(["1970-01-02"], "M8[D]"), "1970-01-02 cannot be stored exactly as datetime64"),
+        ("M8[D]", np.array([2**60], "M8[Y]"), "cannot be stored exactly as datetime64"),
         ("i4,f4", np.array([1]), "int64 values cannot be stored in a map of"),
         ("i4,f4", np.zeros(1, "i4,f8"), "values cannot be stored in a map of"),
         ("V3", np.zeros(1, "V4"), "values cannot be stored in a map of"),
         (ml_dtypes.bfloat16, np.array([1.1]), "cannot be stored exactly as bfloat16"),
         (ml_dtypes.int4, np.array([8]), "the int64 value 8 cannot be stored exactly as int4"),
+        (ml_dtypes.uint4, np.array([-1], ml_dtypes.int4), "the int4 value -1 cannot be stored exactly as uint4"),
+        (ml_dtypes.int4, np.array([8], ml_dtypes.uint4), "the uint4 value 8 cannot be stored exactly as int4"),
+        ("f8", np.array([1j], ml_dtypes.complex32), "the complex32 value .* cannot be stored exactly as float64"),
     ],
     ids=lambda value: repr(value)[:40],
 )  # fmt: skip
@@ -368,6 +384,23 @@ def test_dtype_that_no_map_can_have(path, dtype, samples):
     assert not path.exists()
 
 
+ENDLESS = [[1]]
+ENDLESS[0].append(ENDLESS)
+
+
+class HandsOut:
+    """What numpy asks for an array."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+    def __repr__(self):
+        return f"HandsOut({self.array!r})"
+
+
 @pytest.mark.parametrize(
     ("sample", "match"),
     [
@@ -386,6 +419,28 @@ def test_dtype_that_no_map_can_have(path, dtype, samples):
         (b"bytes", "a bytes is no array; StringsMmap stores texts, BytesMmap bytes"),
         (np.ma.array([1, 2], mask=[False, True]), "a masked array would lose its mask; fill it first"),
         ([np.ma.array([1, 2], mask=[False, True])], "mask"),
+        (np.ma.array([(1, 2)], "i4,i4", mask=[(False, True)]), "a masked array would lose its mask; fill it first"),
+        (np.ma.array([(1, 2)], "i4,i4", mask=[(False, True)])[0], "a masked array would lose its mask"),
+        (np.ma.array([((1, 2),)], [("a", "i4", 2)], mask=[((False, True),)]), "a masked array would lose its mask"),
+        ([np.ma.array([(1, 2)], "i4,i4", mask=[(False, True)])], "a masked array would lose its mask"),
+        (collections.deque([np.ma.array([1], mask=[True])]), "a masked array would lose its mask"),
+        (np.ma.array(5, mask=True), "a masked array would lose its mask"),
+        (np.ma.masked, "a masked array would lose its mask"),
+        ([1.0, np.ma.masked], "a masked array would lose its mask"),
+        (HandsOut(np.ma.array([1, 2], mask=[False, True])), "a masked array would lose its mask"),
+        ([HandsOut(np.ma.array([1, 2], mask=[False, True]))], "a masked array would lose its mask"),
+        (collections.UserDict({0: 5}), "a UserDict is no array of values"),
+        ([collections.UserDict({0: 5})], "a UserDict is no array of values"),
+        ([{"a": 1}], "a list is no array of values"),
+        (ENDLESS, "a list nested more than 64 deep is no array"),
+        ([(i for i in range(2))], "a list is no array of values"),
+        ((i for i in range(2)), "a generator is no array of values"),
+        (collections.deque(["a\0", "b"]), "cannot be stored exactly as <U2"),
+        (collections.UserList([b"a\0"]), "cannot be stored exactly as"),
+        ([np.str_("a\0")], "cannot be stored exactly as <U"),
+        (np.str_("a\0"), "cannot be stored exactly as <U"),
+        (np.bytes_(b"a\0"), "cannot be stored exactly as"),
+        ([np.int64(1), np.array(["a"])], "cannot be stored exactly as|no regular array"),
         (np.zeros(2, "V0"), "have no bytes to store"),
         (np.array(["a"], np.dtypes.StringDType()) if hasattr(np.dtypes, "StringDType") else None, "cannot|no array"),
         ([1, "a"], "str|text|<U"),
@@ -406,8 +461,21 @@ def test_no_sample(path, sample, match):
     assert not path.exists()
 
 
-def test_masked_array_without_a_mask_is_an_array(path):
-    assert same(RaggedMmap.from_lists(path, [np.ma.array([1, 2])])[0], np.array([1, 2]))
+@pytest.mark.parametrize(
+    "sample",
+    [
+        np.ma.array([1, 2]), np.ma.array([1, 2], mask=[False, False]), [np.ma.array([1, 2])], [np.ma.array(1), 2],
+        HandsOut(np.ma.array([1, 2])),
+    ],
+    ids=range(5),
+)  # fmt: skip
+def test_masked_array_without_a_mask_is_an_array(path, sample):
+    assert same(RaggedMmap.from_lists(path, [sample])[0].reshape(-1), np.array([1, 2]))
+
+
+def test_records_without_a_mask_are_records(path):
+    records = np.array([(1, 2)], "i4,i4")
+    assert same(RaggedMmap.from_lists(path, [np.ma.array(records), np.ma.array(records)[0]])[0], records)
 
 
 def test_masked_array_of_dense_samples(path):
@@ -446,3 +514,220 @@ def test_texts_that_numpy_would_shorten(path, sample):
 def test_nothing_saturates(path, values):
     with pytest.raises(SampleError, match="cannot be stored exactly as float4_e2m1fn"):
         DenseMmap.from_ndarray(path, values, dtype=ml_dtypes.float4_e2m1fn)
+
+
+# -- sequences of every class ----------------------------------------------------------------------------------------
+
+
+class Own:
+    """A sequence that is read once: its second iteration gives other values."""
+
+    def __init__(self, values):
+        self.values = list(values)
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, i):
+        return self.values[i]
+
+    def __iter__(self):
+        values, self.values = self.values, [0] * len(self.values)
+        return iter(values)
+
+
+class HandsOver(list):
+    """A class of the user's that derives from list."""
+
+
+SEQUENCES = [list, tuple, collections.deque, collections.UserList, Own, HandsOver]
+
+
+@pytest.mark.parametrize("kind", SEQUENCES, ids=["list", "tuple", "deque", "UserList", "own", "derived"])
+def test_a_sequence_is_stored_as_a_list_is(path, kind):
+    m = RaggedMmap.from_lists(path, [np.zeros(1, "f4")])
+    m.append(kind([0.1, 1, True]))  # weak, as the numbers in a list are
+    m.append(kind([kind([1, 2]), kind([3, 4])]))
+    m.append(kind([kind([np.float32(0.5), 2]), np.array([3.0, 4])]))
+    assert m[1].tolist() == [np.float32(0.1), 1, 1]
+    assert m[2].tolist() == [[1, 2], [3, 4]]
+    assert m[3].tolist() == [[0.5, 2], [3, 4]]
+    for bad in (
+        [0.5, 2**24 + 1], [[0.5, 2**24 + 1]], [np.float64(0.1), 1], [np.array([0.1]), np.array([1.0])],
+        [2**53 + 1, 0.5], [kind([2**53 + 1]), kind([0.5])], [np.uint64(2**64 - 1), -1], [array_of("d", [0.1])],
+    ):  # fmt: skip
+        with pytest.raises(SampleError, match="cannot be stored exactly"):
+            m.append(kind(bad))
+    assert len(m) == 4
+
+
+@pytest.mark.parametrize(
+    ("sample", "stored"),
+    [
+        (range(5), [0, 1, 2, 3, 4]), (array_of("d", [1, 2]), [1, 2]), (memoryview(array_of("h", [5])), [5]),
+        (bytearray(b"ab"), [97, 98]), ([bytearray(b"ab"), memoryview(b"cd")], [[97, 98], [99, 100]]),
+        (HandsOut(np.arange(2)), [0, 1]), ([HandsOut(np.arange(2)), [5, 6]], [[0, 1], [5, 6]]),
+        (collections.deque(), []),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_other_sequences_and_buffers(path, sample, stored):
+    assert RaggedMmap.from_lists(path, [np.zeros(1), sample])[1].tolist() == stored
+
+
+@pytest.mark.parametrize("sample", [array_of("d", [0.1]), memoryview(array_of("d", [0.1])), HandsOut([0.1])])
+def test_arrays_of_every_class_keep_their_word(path, sample):
+    m = RaggedMmap.from_lists(path, [np.zeros(1, "f4")])
+    with pytest.raises((SampleError, SampleTypeError)):
+        m.append(sample)
+
+
+# -- times -----------------------------------------------------------------------------------------------------------
+
+FIXED = {"W": 604800 * 10**18, "D": 86400 * 10**18, "h": 3600 * 10**18, "m": 60 * 10**18, "s": 10**18, "ms": 10**15,
+         "us": 10**12, "ns": 10**9, "ps": 10**6, "fs": 10**3, "as": 1}  # fmt: skip
+UNITS = [f"{step}{unit}" for unit in [*FIXED, "Y", "M"] for step in ("", "7")]
+
+
+def moment(ticks, dtype):
+    """A time as a number of attoseconds, or of months, or a day of the calendar as a number of attoseconds."""
+    unit, step = np.datetime_data(dtype)
+    if unit in FIXED:
+        return ticks * step * FIXED[unit], "attoseconds"
+    months = ticks * step * {"Y": 12, "M": 1}[unit]
+    if dtype.kind == "m":
+        return months, "months"
+    return day_of(1970 + months // 12, months % 12 + 1) * FIXED["D"], "attoseconds"
+
+
+def day_of(year, month):
+    """Days since 1970 of the first of a month, in the proleptic Gregorian calendar of 400 years of 146,097 days."""
+    past = year - (month < 3)
+    day = (153 * ((month + 9) % 12) + 2) // 5
+    return past * 365 + past // 4 - past // 100 + past // 400 + day - 719468
+
+
+def test_the_oracle_knows_the_calendar():
+    for text in ("1970-01", "2000-03", "1900-02", "0001-01", "-0004-12", "9999-07"):
+        month = np.datetime64(text, "M")
+        assert (
+            moment(int(month.astype("i8")), np.dtype("M8[M]"))[0]
+            == int(month.astype("M8[D]").astype("i8")) * FIXED["D"]
+        )
+
+
+@settings(modest, max_examples=400)
+@given(
+    kind=st.sampled_from("mM"),
+    units=st.tuples(st.sampled_from(UNITS), st.sampled_from(UNITS)),
+    order=st.sampled_from("<>"),
+    ticks=st.integers(-(2**63) + 1, 2**63 - 1)
+    | st.integers(-2000, 2000)
+    | st.integers(-3, 3).map(lambda i: i * 146_097),
+    rounding=st.booleans(),
+)
+def test_a_time_is_stored_exactly_or_not_at_all(kind, units, order, ticks, rounding):
+    source, target = (np.dtype(f"{order}{kind}8[{unit}]") for unit in units)
+    times = np.array([ticks, -(2**63)], source.byteorder + "i8").view(source)  # the second one is NaT
+    assert np.isnat(lossless.fit(None, times[1:], target, rounding)).all()
+    before, what = moment(ticks, source)
+    try:
+        after = lossless.fit(None, times, target, rounding)
+    except SampleError:
+        assert not is_a_tick(before, what, target)
+        return
+    assert after.dtype == target
+    assert np.isnat(after).tolist() == [False, True]
+    assert moment(int(after[0].astype("i8")), target) == (before, what)
+
+
+def is_a_tick(before, what, target):
+    """Whether the unit of a dtype has this time; the calendar of NumPy is not followed to the end of its years."""
+    unit, step = np.datetime_data(target)
+    if what == "months" or unit in FIXED:
+        size = step * (FIXED[unit] if unit in FIXED else {"Y": 12, "M": 1}[unit])
+        is_same = (what == "months") == (unit in "YM")
+        return is_same and before % size == 0 and abs(before // size) < 2**63
+    if target.kind == "m" or abs(before) > 2**56 * FIXED["D"]:
+        return False
+    near = round(before / FIXED["D"] / 30.436875) // step // (12 if unit == "Y" else 1)
+    return any(moment(near + i, target)[0] == before for i in range(-2, 3))
+
+
+@pytest.mark.parametrize("dtype", [None, "M8[ns]", "M8[D]"])
+def test_times_of_several_units_in_one_list(path, dtype):
+    """NumPy gives a list the finest unit in it, which may not have all of its values."""
+    good = [np.datetime64("2000-01-01", "s"), np.datetime64("2000-01-02", "ns"), np.datetime64("NaT")]
+    assert RaggedMmap.from_lists(path, [good], dtype=dtype)[0].astype("M8[D]").astype("i8").tolist()[:2] == [
+        10957,
+        10958,
+    ]
+    for bad in (
+        [np.datetime64("9999-01-01", "s"), np.datetime64("2000-01-01", "ns")],
+        [np.timedelta64(2**62, "h"), np.timedelta64(1, "s")],
+        [np.array(["9999-01-01"], "M8[s]"), np.array(["2000-01-01"], "M8[ns]")],
+        [np.datetime64("2000-01-01"), np.timedelta64(1, "D")],
+    ):
+        with pytest.raises((SampleError, SampleTypeError), match=r"cannot be stored|no regular array"):
+            RaggedMmap.from_lists(path, [bad], dtype=dtype)
+
+
+# -- the dtypes of ml_dtypes -----------------------------------------------------------------------------------------
+
+ML_DTYPES = [
+    np.dtype(kind) for kind in vars(ml_dtypes).values() if isinstance(kind, type) and "info" not in kind.__name__
+]
+
+
+def all_values(dtype):
+    """Every value of a dtype of 8 bits or less, many of a larger one."""
+    if "complex" in dtype.name:
+        return np.array([0, 1, 1.5, 0.1, 1e30, float("nan"), 1 + 1j, 1 + 0.1j]).astype(dtype)
+    if "int" in dtype.name:
+        info = ml_dtypes.iinfo(dtype)
+        return np.arange(int(info.min), int(info.max) + 1).astype(dtype)
+    bits = int(ml_dtypes.finfo(dtype).bits)
+    return np.arange(0, 2**bits, 1 if bits <= 8 else 1009, dtype=f"u{dtype.itemsize}").view(dtype)
+
+
+def number(value):
+    return exact(complex(value)) if "complex" in value.dtype.name else exact(value.item())
+
+
+@pytest.mark.parametrize("target", ML_DTYPES, ids=str)
+def test_every_value_of_ml_dtypes_in_each_other_dtype_of_them(target):
+    there = {number(value) for value in all_values(target)}
+    for source in ML_DTYPES:
+        for value in all_values(source) if source != target else []:
+            try:
+                [stored] = lossless.fit(None, np.array([value], source), target, False)
+            except SampleError:
+                assert number(value) not in there
+            else:
+                assert stored.dtype == target
+                assert number(stored) == number(value)
+
+
+@pytest.mark.parametrize("rounding", [False, True])
+@pytest.mark.parametrize("other", strategies.NUMBERS, ids=str)
+def test_every_value_of_ml_dtypes_in_numpys_and_back(other, rounding):
+    for dtype in ML_DTYPES:
+        for value in all_values(dtype):
+            try:
+                [stored] = lossless.fit(None, np.array([value], dtype), other, rounding)
+            except SampleError:
+                continue
+            if not rounding:
+                assert (number(stored) if stored.dtype.isbuiltin == 2 else exact(stored)) == number(value)
+                again = lossless.fit(None, np.array([stored], other), dtype, False)
+                assert number(again[0]) == number(value)
+
+
+def test_dtypes_of_ml_dtypes_open_without_it_loaded(tmp_path):
+    """A process that has not imported it yet reads a map of any of them."""
+    for dtype in ML_DTYPES:
+        RaggedMmap.from_lists(tmp_path / dtype.name, [np.array([1, 0]).astype(dtype)], sync=False)
+    lines = "import sys; from mmap_ninja import open_map; print([open_map(p).dtype.name for p in sys.argv[1:]])"
+    paths = [str(tmp_path / dtype.name) for dtype in ML_DTYPES]
+    done = subprocess.run([sys.executable, "-c", lines, *paths], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str([dtype.name for dtype in ML_DTYPES])

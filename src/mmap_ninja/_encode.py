@@ -2,43 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmap_ninja import lossless
+from mmap_ninja._arrival import JOINED, Room
 from mmap_ninja._storage.disk import Buffer
 from mmap_ninja._storage.dtypes import check_storable
 from mmap_ninja._storage.manifest import Manifest
+from mmap_ninja._storage.writer import Batch
 from mmap_ninja.errors import ArgumentTypeError, SampleError, SampleTypeError
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Samples = Sequence[Any] | Array
 
-JOINED = 32 * 1024  # below this mean size in bytes, one copy into one buffer is cheaper than a write for each
+_END = object()
+_get_dtype, _get_shape = attrgetter("dtype"), attrgetter("shape")
 
-_get_dtype = attrgetter("dtype")
+
+class Gathered(NamedTuple):
+    """The samples of a chunk: their dtype, their shapes, and their bytes."""
+
+    dtype: np.dtype[Any]
+    shapes: list[tuple[int, ...]]
+    chunks: list[Buffer]
 
 
-def fitted(state: Manifest, samples: Sequence[Any] | Array) -> list[Array]:
-    """The samples as arrays of the map's dtype, which is that of the first one where there is none yet.
+class ArrayEncoder:
+    """Turns chunks of samples into batches of arrays; an iterator's samples are taken one by one, as they arrive."""
 
-    Raises `SampleError` and `SampleTypeError` with the number of the sample.
+    def __init__(self, finish: Callable[[Manifest, Gathered], Batch], *, has_one_shape: bool = False) -> None:
+        self._finish, self._has_one_shape = finish, has_one_shape
+        self._room: Room | None = None
+
+    def __call__(self, state: Manifest, samples: Samples | Iterator[Any]) -> Batch:
+        """Convert and check one chunk. Raises `SampleError` and `SampleTypeError` with the number of the sample."""
+        return self._finish(state, self._listed(state, samples) or self._arrived(state, samples))
+
+    def _listed(self, state: Manifest, samples: Samples | Iterator[Any]) -> Gathered | None:
+        """Plain arrays of the map's dtype in a list, which no code of the user's can change meanwhile: not copied."""
+        if isinstance(samples, Iterator) or set(map(type, samples)) != {np.ndarray}:
+            return None
+        dtype, shapes = samples[0].dtype, list(map(_get_shape, samples))
+        if set(map(_get_dtype, samples)) != {dtype} or (state.dtype is not None and state.dtype != dtype):
+            return None
+        if self._has_one_shape and set(shapes) != {shapes[0] if state.sample_shape is None else state.sample_shape}:
+            return None
+        return Gathered(dtype, shapes, joined(samples)) if _is_storable(dtype) else None
+
+    def _arrived(self, state: Manifest, samples: Iterable[Any]) -> Gathered:
+        """Copy and check each sample before the next one is asked for."""
+        room = self._room = self._room or Room()
+        room.clear()
+        shapes, dtype, shape, coming = list[tuple[int, ...]](), state.dtype, state.sample_shape, iter(samples)
+        sample = next(coming, _END)
+        while sample is not _END:
+            array, is_own = _fitted(state, sample, dtype, len(shapes))
+            dtype = array.dtype if dtype is None else dtype
+            if self._has_one_shape and array.shape != shape:
+                if shape is not None:
+                    what = SampleError(f"shape {array.shape}, expected {shape}; RaggedMmap takes any")
+                    raise numbered(what, state, len(shapes))
+                shape = array.shape
+            room.take(raw(array)) if is_own else room.add(raw(array))
+            shapes.append(array.shape)
+            if self._has_one_shape and array.nbytes >= JOINED:
+                sample = next(coming, _END)
+            else:
+                sample = _plain_ones(coming, room, dtype, shape if self._has_one_shape else None, shapes)
+        assert dtype is not None
+        return Gathered(dtype, shapes, list(room.chunks()))
+
+
+def _plain_ones(
+    samples: Iterator[Any],
+    room: Room,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...] | None,
+    shapes: list[tuple[int, ...]],
+) -> Any:
+    """Copy small plain arrays of this dtype, and of this shape if one is given: the fast way for most of them.
+
+    Adds their shapes to `shapes`. Returns the first sample that is another thing, or `_END`.
     """
-    dtype = state.dtype
-    if set(map(type, samples)) == {np.ndarray} and set(map(_get_dtype, samples)) == {dtype}:
-        return list(samples)
-    arrays = []
-    for k, sample in enumerate(samples):
+    write, add, ndarray = room.write, shapes.append, np.ndarray
+    for sample in samples:
+        if type(sample) is not ndarray or sample.dtype is not dtype:
+            return sample
+        found = sample.shape
+        if sample.nbytes >= JOINED if shape is None else found != shape:
+            return sample
         try:
-            array = lossless.as_array(sample)
-            if dtype is None:
-                dtype = storable(array.dtype)
-            arrays.append(lossless.fit(sample, array, dtype, state.dtype_given))
-        except (SampleError, SampleTypeError) as error:
-            raise numbered(error, state, k) from None
-    return arrays
+            write(sample)
+        except (BufferError, TypeError, ValueError):  # not contiguous, or of a dtype that no buffer can have
+            return sample
+        add(found)
+    return _END
+
+
+def _fitted(state: Manifest, sample: Any, dtype: np.dtype[Any] | None, k: int) -> tuple[Array, bool]:
+    """Sample k of a chunk as an array of the map's dtype, which is its own where there is none yet.
+
+    Also whether that array is a new one, of which nothing else knows.
+    """
+    try:
+        array, leaves = lossless.read(sample)
+        fitted = lossless.fit(leaves, array, storable(array.dtype) if dtype is None else dtype, state.dtype_given)
+    except (SampleError, SampleTypeError) as error:
+        raise numbered(error, state, k) from None
+    return fitted, leaves is not None or fitted is not array
+
+
+def _is_storable(dtype: np.dtype[Any]) -> bool:
+    try:
+        check_storable(dtype)
+    except ValueError:
+        return False
+    return True
 
 
 def storable(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -70,11 +153,11 @@ def numbered(error: Exception, state: Manifest, k: int) -> Exception:
 def fit_in_place(manifest: Manifest, i: int, shape: tuple[int, ...], value: Any) -> Array:
     """The new value of sample i, of its shape or of one axis and as many elements."""
     try:
-        array = lossless.as_array(value)
+        array, leaves = lossless.read(value)
         if array.shape != shape and array.shape != (int(np.prod(shape, dtype=np.int64)),):
             raise SampleError(f"the new value has shape {array.shape}, expected {shape}")
         dtype = array.dtype if manifest.dtype is None else manifest.dtype
-        return lossless.fit(value, array, dtype, manifest.dtype_given)
+        return lossless.fit(leaves, array, dtype, manifest.dtype_given)
     except (SampleError, SampleTypeError) as error:
         raise type(error)(f"sample {i}: {error}") from None
 
@@ -84,12 +167,12 @@ def raw(array: Array) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def joined(arrays: Sequence[Array]) -> list[Buffer]:
+def joined(arrays: Samples) -> list[Buffer]:
     """The bytes of many arrays, end to end."""
     size = sum(map(attrgetter("nbytes"), arrays))
     if size >= JOINED * len(arrays):
         return [raw(array) for array in arrays if array.nbytes]
     try:
-        return [b"".join(arrays)]  # type: ignore[arg-type]
+        return [b"".join(arrays)]
     except (BufferError, TypeError, ValueError):  # not contiguous, or of a dtype that the buffer protocol does not know
         return [b"".join(map(raw, arrays))]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from itertools import islice
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
 
-from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MissingExtraError, noted
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError, noted
+
+if TYPE_CHECKING:
+    from mmap_ninja._worker import Task
 
 _TASKS_PER_WORKER = 4  # parts of a batch for each, so that slow samples do not keep the others waiting
 
 
 def check_jobs(n_jobs: int | None) -> None:
-    """Refuse a number of processes that joblib could not make sense of."""
+    """Refuse a number of processes that makes no sense."""
     if n_jobs is not None and type(n_jobs) is not int:
         raise ArgumentTypeError(f"n_jobs is {n_jobs!r}, expected an integer or None")
     if n_jobs == 0:
@@ -42,11 +44,25 @@ def byte_progress(what: str, verbose: bool, total: int | None) -> Iterator[Calla
         yield bar.update
 
 
-def chunks(samples: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of `size` samples, the last one shorter; never an empty one."""
+def chunks(samples: Iterable[Any], size: int) -> Iterator[Iterator[Any]]:
+    """Iterators over the next `size` samples each, the last one shorter; never an empty one.
+
+    Each is to be used up before the next. `samples` may be asked again after its end: it is a list or a generator.
+    """
     iterator = iter(samples)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
+    for first in iterator:
+        yield chain((first,), islice(iterator, size - 1))
+
+
+def _ending(samples: Iterable[Any]) -> Iterator[Any]:
+    """The samples up to the first end: as a generator, it ends for good; errors tell the number of the sample."""
+    number = 0
+    try:
+        for sample in samples:
+            yield sample
+            number += 1
+    except Exception as error:
+        raise noted(error, f"while loading sample {number}")  # noqa: B904 - the same error, with a note
 
 
 def length_of(samples: Any) -> int | None:
@@ -57,26 +73,11 @@ def length_of(samples: Any) -> int | None:
         return None
 
 
-def from_iterable(samples: Iterable[Any], start: int, verbose: bool, size: int) -> Iterator[list[Any]]:
-    """Lists of `size` samples, from number `start` on; those before are taken and dropped."""
-    iterator, number = iter(samples), 0
-    try:
-        for _ in islice(iterator, start):
-            number += 1
-    except Exception as error:
-        raise noted(error, f"while loading sample {number}")  # noqa: B904 - the same error, with a note
-    _check_source(number, start)
-    shown = iter(progress(iterator, verbose, length_of(samples), start))
-    while True:
-        chunk: list[Any] = []
-        try:
-            chunk.extend(islice(shown, size))  # what it took before an error stays in it
-        except Exception as error:
-            raise noted(error, f"while loading sample {number + len(chunk)}")  # noqa: B904 - the same error, with a note
-        if not chunk:
-            return
-        yield chunk
-        number += len(chunk)
+def from_iterable(samples: Iterable[Any], start: int, verbose: bool, size: int) -> Iterator[Iterator[Any]]:
+    """Chunks of `size` samples, from number `start` on; those before are taken and dropped."""
+    source = _ending(samples)
+    _check_source(sum(1 for _ in islice(source, start)), start)
+    return chunks(progress(source, verbose, length_of(samples), start), size)
 
 
 def _check_source(length: int, start: int) -> None:
@@ -87,15 +88,28 @@ def _check_source(length: int, start: int) -> None:
         )
 
 
-def from_indexable(indexable: Any, start: int, n_jobs: int | None, verbose: bool, batch_size: int) -> Iterator[Any]:
-    """`indexable[i]`, or `indexable(i)`, for i from `start` until its length, or its first `IndexError`."""
-    load, total = loader(indexable), length_of(indexable)
-    _check_source(start if total is None else total, start)
-    if n_jobs in (None, 1):
-        samples = _one_by_one(load, start, total)
-    else:
-        samples = _parallel(load, start, total, n_jobs, batch_size)
-    return iter(progress(samples, verbose, total, start))
+@contextmanager
+def from_indexable(
+    indexable: Any, n_jobs: int | None, verbose: bool, size: int
+) -> Iterator[Callable[[int], Iterator[Iterator[Any]]]]:
+    """A function from `start` to chunks of `size` samples `indexable[i]`, or `indexable(i)`, from that number on.
+
+    They go on until its length, or its first `IndexError`. At the end of the `with` block no process is left.
+    """
+    with ExitStack() as stack:
+
+        def begin(start: int) -> Iterator[Iterator[Any]]:
+            load, total = loader(indexable), length_of(indexable)
+            _check_source(start if total is None else total, start)
+            samples = (
+                _one_by_one(load, start, total)
+                if n_jobs is None or n_jobs == 1
+                else _parallel(load, start, total, n_jobs, size)
+            )
+            stack.callback(samples.close)
+            return chunks(progress(samples, verbose, total, start), size)
+
+        yield begin
 
 
 def loader(indexable: Any) -> Callable[[int], Any]:
@@ -109,64 +123,42 @@ def loader(indexable: Any) -> Callable[[int], Any]:
     raise ArgumentTypeError(f"a {type(indexable).__name__} is neither indexable nor a function of one integer")
 
 
-def _one_by_one(load: Callable[[int], Any], start: int, total: int | None) -> Iterator[Any]:
+def _one_by_one(load: Callable[[int], Any], start: int, total: int | None) -> Generator[Any]:
     number = start
     while total is None or number < total:
-        samples, is_end = _load(load, number, number + 1, total is None)
-        if is_end:
-            return
-        yield samples[0]
+        try:
+            sample = load(number)
+        except Exception as error:
+            if total is None and isinstance(error, IndexError):
+                return
+            raise noted(error, f"while loading sample {number}")  # noqa: B904 - the same error, with a note
+        yield sample
         number += 1
 
 
-def _load(load: Callable[[int], Any], start: int, stop: int, may_end: bool) -> tuple[list[Any], bool]:
-    """The samples `[start, stop)`, and whether the end came before."""
-    samples = []
-    for number in range(start, stop):
-        try:
-            samples.append(load(number))
-        except Exception as error:
-            if may_end and isinstance(error, IndexError):
-                return samples, True
-            raise noted(error, f"while loading sample {number}")  # noqa: B904 - the same error, with a note
-    return samples, False
+def _parallel(load: Callable[[int], Any], start: int, total: int | None, n_jobs: int, size: int) -> Generator[Any]:
+    """Load in several processes; those of a chunk are shared out in several parts for each."""
+    from mmap_ninja._workers import Workers, count_of
+
+    count = count_of(n_jobs)
+    part = -(-size // (_TASKS_PER_WORKER * count))
+    if total is not None:
+        count = min(count, -(-(total - start) // part))
+    with Workers(load, count) as workers:
+        for outcome in workers.outcomes(_tasks(start, total, size, part)):
+            if outcome.error is not None:
+                raise outcome.error
+            yield from outcome.samples
+            if outcome.is_end:
+                return
 
 
-_shared: dict[str, Callable[[int], Any]] = {}  # in a worker: what the parent sent it once
+def _tasks(start: int, total: int | None, size: int, part: int) -> Iterator[Task]:
+    """Parts of chunks, none of which is of two chunks."""
+    from mmap_ninja._worker import Task
 
-
-def _load_shared(path: str, start: int, stop: int, may_end: bool) -> tuple[list[Any], bool]:
-    """In a worker: load with the function that the parent has written to `path`."""
-    if path not in _shared:
-        import cloudpickle
-
-        _shared.clear()
-        with open(path, "rb") as file:
-            _shared[path] = cloudpickle.load(file)
-    return _load(_shared[path], start, stop, may_end)
-
-
-def _parallel(
-    load: Callable[[int], Any], start: int, total: int | None, n_jobs: int | None, batch_size: int
-) -> Iterator[Any]:
-    """Load in several processes, a batch at a time: the loader travels to each once, then ranges of numbers."""
-    try:
-        import cloudpickle
-        from joblib import Parallel, delayed, effective_n_jobs
-    except ImportError:
-        raise MissingExtraError("n_jobs needs joblib: pip install mmap-ninja[parallel]") from None
-    import tempfile
-
-    size = -(-batch_size // (_TASKS_PER_WORKER * effective_n_jobs(n_jobs)))
-    with tempfile.TemporaryDirectory(prefix="mmap_ninja-") as folder, Parallel(n_jobs=n_jobs) as run:
-        path = os.path.join(folder, "loader")
-        with open(path, "wb") as file:
-            cloudpickle.dump(load, file)
-        while total is None or start < total:
-            stop = start + batch_size if total is None else min(start + batch_size, total)
-            bounds = ((first, min(first + size, stop)) for first in range(start, stop, size))
-            for samples, is_end in run(delayed(_load_shared)(path, *bound, total is None) for bound in bounds):
-                yield from samples
-                if is_end:
-                    return
-            start = stop
+    while total is None or start < total:
+        stop = start + size if total is None else min(start + size, total)
+        for first in range(start, stop, part):
+            yield Task(first, min(first + part, stop), total is None)
+        start = stop

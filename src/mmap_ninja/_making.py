@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mmap_ninja import _ingest
-from mmap_ninja._encode import asked_for
+from mmap_ninja._encode import Samples, asked_for
 from mmap_ninja._reading import AnyPath, check_mode, folder_of
 from mmap_ninja._storage.build import Build
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.manifest import Manifest
 from mmap_ninja._storage.writer import new_id
-from mmap_ninja._writing import Samples, Writing, json_values
+from mmap_ninja._writing import Writing, json_values
 from mmap_ninja.errors import AFTER_COMMIT, ArgumentTypeError
 from mmap_ninja.indexing import boolean, integer
 
@@ -73,6 +73,9 @@ class Making(Writing):
     ) -> Any:
         """Make a map from an iterable of samples, of which at most `batch_size` are in memory at once.
 
+        Each sample is checked and copied when it arrives, so the generator may hand out one buffer again and again.
+        It is not asked again after its end.
+
         What is in `out_dir` stays whole until the new map takes its place, durable, at the end. If the generator
         raises or the process dies, the part that was built can be read (with a `PartBuiltWarning`) and finished by
         the same call with `resume=True`, which takes and drops the samples that are there already. `verbose` shows
@@ -107,26 +110,20 @@ class Making(Writing):
     ) -> Any:
         """Make a map of `indexable[i]`, or `indexable(i)`, for i = 0, 1, ...; otherwise as `from_generator`.
 
-        An indexable without `len` ends at its first `IndexError`. With `n_jobs` other than None or 1, joblib loads
-        in that many processes: the indexable travels to each worker once, the results keep their order.
+        An indexable without `len` ends at its first `IndexError`. With `n_jobs` other than None or 1, that many
+        processes load (-1: one for each core): the indexable travels to each once, the samples keep their order.
         """
         size = integer("batch_size", batch_size, 1)
         _ingest.loader(indexable)
         _ingest.check_jobs(n_jobs)
-        return cls._build(
-            out_dir,
-            lambda start: _ingest.chunks(_ingest.from_indexable(indexable, start, n_jobs, verbose, size), size),
-            cls._plan(**options),
-            resume=resume,
-            sync=sync,
-            timeout=timeout,
-        )
+        with _ingest.from_indexable(indexable, n_jobs, verbose, size) as batches:
+            return cls._build(out_dir, batches, cls._plan(**options), resume=resume, sync=sync, timeout=timeout)
 
     @classmethod
     def _build(
         cls,
         out_dir: AnyPath,
-        batches: Callable[[int], Iterable[Samples]],
+        batches: Callable[[int], Iterable[Samples | Iterator[Any]]],
         plan: Plan,
         *,
         resume: bool = False,

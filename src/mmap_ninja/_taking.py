@@ -256,10 +256,10 @@ def padding_value(value: Any, dtype: np.dtype[Any]) -> Array:
     if type(value) is int and value == 0:
         return gather.allocated(np.zeros, (), dtype)
     try:
-        array = lossless.as_array(value)
+        array, leaves = lossless.read(value)
         if array.ndim:
             raise SampleTypeError(f"an array of shape {array.shape}, expected a single value")
-        return lossless.fit(value, array, dtype, False)
+        return lossless.fit(leaves, array, dtype, False)
     except SampleError as error:
         raise ArgumentError(f"pad_value: {error}") from None
     except SampleTypeError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from types import MappingProxyType
@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mmap_ninja._encode import Array
+from mmap_ninja._arrival import kept, lent
+from mmap_ninja._encode import Samples
 from mmap_ninja._reading import WRITE_MODES, Reading
 from mmap_ninja._storage.build import change_map, writing
 from mmap_ninja._storage.inplace import InPlace
@@ -37,8 +38,7 @@ from mmap_ninja.indexing import integer, is_single, position, positions
 
 _MOST_METADATA = 500_000  # characters; indented, the manifest stays below its 1 MiB
 
-Samples = Sequence[Any] | Array
-Encoder = Callable[[Manifest, Samples], Batch]
+Encoder = Callable[[Manifest, Samples | Iterator[Any]], Batch]
 
 
 class Writing(Reading):
@@ -242,7 +242,10 @@ class Writing(Reading):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """A copy of what the user has stored with the map, a dict of JSON values. Assigning one commits it."""
+        """A copy of what the user has stored with the map, a dict of JSON values. Assigning one commits it.
+
+        What JSON would alter, such as keys that are no texts, is refused; tuples come back as lists.
+        """
         return deepcopy(dict(self._opened().manifest.metadata))
 
     @metadata.setter
@@ -261,29 +264,48 @@ class Writing(Reading):
 
 
 def many(samples: Any) -> Samples:
-    """Samples as a list or array; what was meant as one sample is refused."""
+    """Samples as a list or array, copied as they come from anything else; what was meant as one sample is refused."""
     if isinstance(samples, str | bytes | bytearray | Mapping):
         raise ArgumentTypeError(f"expected a list of samples, got a {type(samples).__name__}; append adds one")
     if isinstance(samples, list) or (isinstance(samples, np.ndarray) and samples.ndim):
         return samples
     try:
-        return list(samples)
+        arriving = iter(samples)
     except TypeError:
         raise ArgumentTypeError(f"expected a list of samples, got a {type(samples).__name__}") from None
+    return list(map(kept if arriving is samples else lent, arriving))
 
 
 def json_values(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The user's metadata, if it is a mapping that JSON can hold."""
+    """The user's metadata, if it is a mapping that comes back from JSON as it is, but for tuples: they become lists."""
     try:
-        text = json.dumps(dict(metadata), allow_nan=False)
+        given = dict(metadata)
+        text = json.dumps(given, allow_nan=False)
+        copied: dict[str, Any] = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise ArgumentTypeError(f"metadata has to be a dict of JSON values: {error}") from None
     if len(text) > _MOST_METADATA:
         raise ArgumentError(f"metadata has {len(text)} characters, at most {_MOST_METADATA}; keep less in `metadata`")
-    copied: dict[str, Any] = json.loads(text)
     if nesting(copied) > MOST_NESTED:
         raise ArgumentError(f"metadata is nested {nesting(copied)} deep, at most {MOST_NESTED}")
+    _check_unaltered(given, copied)
     return MappingProxyType(copied)
+
+
+def _check_unaltered(given: Any, copied: Any, where: str = "metadata") -> None:
+    """Refuse what JSON has changed: keys that are no texts, and of several that became one all but the last."""
+    if isinstance(copied, dict):
+        for key in given:
+            if not isinstance(key, str) or key not in copied:
+                raise ArgumentTypeError(
+                    f"{where} has the key {key!r}, which JSON would alter; the keys of metadata are texts"
+                )
+            _check_unaltered(given[key], copied[key], f"{where}[{key!r}]")
+    elif isinstance(copied, list):
+        for i, (part, copy) in enumerate(zip(given, copied, strict=True)):
+            _check_unaltered(part, copy, f"{where}[{i}]")
+    elif given != copied:
+        raise ArgumentTypeError(f"{where} is {given!r:.100}, which would come back as {copied!r:.100}")
 
 
 def _assigned(index: Any, value: Any, length: int) -> Iterator[tuple[int, Any]]:

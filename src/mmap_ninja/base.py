@@ -7,6 +7,7 @@ from copy import copy
 from typing import Any
 
 from mmap_ninja import _ingest
+from mmap_ninja._arrival import kept
 from mmap_ninja._making import Making
 from mmap_ninja._reading import AnyPath, folder_of
 from mmap_ninja._storage.disk import make_folder
@@ -127,7 +128,8 @@ def from_generator_base(
 
     folder, size, made = Path(out_dir), integer("batch_size", batch_size, 1), None
     make_folder(str(folder))
-    for chunk in _ingest.from_iterable(sample_generator, 0, kwargs.pop("verbose", False), size):
+    for arriving in _ingest.from_iterable(sample_generator, 0, kwargs.pop("verbose", False), size):
+        chunk = list(map(kept, arriving))
         if made is None:
             made = batch_ctor(folder, chunk, **kwargs)
         elif extend_fn is not None:

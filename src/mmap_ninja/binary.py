@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mmap_ninja._encode import JOINED, Array, numbered
+from mmap_ninja._arrival import JOINED
+from mmap_ninja._encode import Array, Samples, numbered
 from mmap_ninja._ingest import chunks, progress
 from mmap_ninja._making import Plan, template
 from mmap_ninja._reading import AnyPath, check_window, part
@@ -16,7 +17,7 @@ from mmap_ninja._storage.index import MISSING_IN_ROW, OUT_OF_RANGE, Table
 from mmap_ninja._storage.manifest import BYTES, MOST_DICTIONARY, Codec, Manifest
 from mmap_ninja._storage.snapshot import Snapshot
 from mmap_ninja._storage.writer import Batch
-from mmap_ninja._writing import Encoder, Samples, many
+from mmap_ninja._writing import Encoder, many
 from mmap_ninja.base import Mmap
 from mmap_ninja.codec import Zstd, check_level, content_size, train_dictionary
 from mmap_ninja.errors import (
@@ -96,7 +97,7 @@ class BytesMmap(Mmap):
         cls, out_dir: AnyPath, samples: Any, plan: Plan, *, verbose: bool, sync: bool, timeout: float
     ) -> Any:
         checked = many(samples)
-        batches: Iterable[Samples] = [checked] if len(checked) else []
+        batches: Iterable[Samples | Iterator[Any]] = [checked] if len(checked) else []
         if verbose and plan.dictionary_size is None:  # a dictionary is trained on all samples at once
             batches = chunks(progress(checked, verbose, len(checked)), _SHOWN_AT_ONCE)
         return cls._build(out_dir, lambda start: batches, plan, sync=sync, timeout=timeout)
@@ -122,12 +123,15 @@ class BytesMmap(Mmap):
         return BytesEncoder(cls._raw, dictionary, dictionary_size)
 
     @staticmethod
-    def _raw(samples: Samples) -> list[bytes]:
-        """Each sample as bytes; raises a `SampleError` or `SampleTypeError` whose first argument is its place."""
-        for k, sample in enumerate(samples):
+    def _raw(samples: Samples | Iterator[Any]) -> list[bytes]:
+        """Each sample as bytes, on its arrival; an error's first argument is the place of the sample."""
+        raw: list[bytes] = []
+        for sample in samples:
             if not isinstance(sample, bytes | bytearray | memoryview):
-                raise SampleTypeError(k, f"a {type(sample).__name__}, expected bytes, bytearray or memoryview")
-        return [bytes(sample) for sample in samples]
+                what = f"a {type(sample).__name__}, expected bytes, bytearray or memoryview"
+                raise SampleTypeError(len(raw), what)
+            raw.append(bytes(sample))
+        return raw
 
     def _reader(self, snapshot: Snapshot) -> Callable[[int], Any]:
         read = byte_reader(snapshot)
@@ -236,12 +240,15 @@ class BytesEncoder:
     """Turns samples into a batch; knows the dictionary once there is one."""
 
     def __init__(
-        self, as_bytes: Callable[[Samples], list[bytes]], dictionary: bytes | None, dictionary_size: int | None
+        self,
+        as_bytes: Callable[[Samples | Iterator[Any]], list[bytes]],
+        dictionary: bytes | None,
+        dictionary_size: int | None,
     ) -> None:
         self._as_bytes, self._dictionary, self._size = as_bytes, dictionary, dictionary_size
         self._codec: Zstd | None = None
 
-    def __call__(self, state: Manifest, samples: Samples) -> Batch:
+    def __call__(self, state: Manifest, samples: Samples | Iterator[Any]) -> Batch:
         """Convert, check and compress one batch."""
         try:
             raw = self._as_bytes(samples)

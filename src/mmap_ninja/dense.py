@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from mmap_ninja import gather, lossless
-from mmap_ninja._encode import Array, fit_in_place, fitted, joined, numbered, raw, storable
+from mmap_ninja._encode import Array, ArrayEncoder, Gathered, Samples, fit_in_place, raw, storable
 from mmap_ninja._making import Plan, plan_of_arrays
 from mmap_ninja._reading import AnyPath
 from mmap_ninja._storage.index import Table
@@ -17,7 +17,7 @@ from mmap_ninja._storage.manifest import DENSE, Manifest, check_shape
 from mmap_ninja._storage.snapshot import Snapshot
 from mmap_ninja._storage.writer import Batch
 from mmap_ninja._taking import LIST, Layout
-from mmap_ninja._writing import Encoder, Samples
+from mmap_ninja._writing import Encoder
 from mmap_ninja.base import Mmap
 from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapCorruptError, SampleError, SampleTypeError
 from mmap_ninja.gather import Empty
@@ -88,7 +88,7 @@ class DenseMmap(Mmap):
 
     @classmethod
     def _encoder(cls, dictionary: bytes | None, dictionary_size: int | None) -> Encoder:
-        return encode
+        return DenseEncoder()
 
     def _reader(self, snapshot: Snapshot) -> Callable[[int], Any]:
         array, length = _samples(snapshot), snapshot.length
@@ -181,17 +181,33 @@ def values(snapshot: Snapshot) -> Array:
     return array[: snapshot.length]
 
 
-def encode(state: Manifest, samples: Samples) -> Batch:
-    """Convert and check samples of one shape."""
-    if isinstance(samples, np.ndarray):
-        return _encode_array(state, samples)
-    arrays = fitted(state, samples)
-    shape = arrays[0].shape if state.sample_shape is None else state.sample_shape
-    for k, array in enumerate(arrays):
-        if array.shape != shape:
-            raise numbered(SampleError(f"shape {array.shape}, expected {shape}; RaggedMmap takes any"), state, k)
-    _check_count(state, len(arrays), shape)
-    return Batch(len(arrays), joined(arrays), changes={"dtype": arrays[0].dtype, "sample_shape": shape})
+class DenseEncoder(ArrayEncoder):
+    """Converts and checks samples of one shape, or all at once an array `(n, *sample_shape)` of them."""
+
+    def __init__(self) -> None:
+        super().__init__(_batch, has_one_shape=True)
+
+    def __call__(self, state: Manifest, samples: Samples | Iterator[Any]) -> Batch:
+        """Convert and check one chunk. Raises `SampleError` and `SampleTypeError`."""
+        if not isinstance(samples, np.ndarray):
+            return super().__call__(state, samples)
+        shape = samples.shape[1:]
+        if state.sample_shape is not None and shape != state.sample_shape:
+            raise SampleError(f"samples of shape {shape}, expected {state.sample_shape}; RaggedMmap takes any")
+        _check_count(state, len(samples), shape)
+        dtype = storable(samples.dtype) if state.dtype is None else state.dtype
+        try:
+            array = lossless.fit(None, lossless.as_array(samples), dtype, state.dtype_given)
+        except SampleError:
+            super().__call__(state, iter(samples))  # says which sample it is
+            raise
+        return Batch(len(array), [raw(array)], changes={"dtype": dtype, "sample_shape": shape})
+
+
+def _batch(state: Manifest, chunk: Gathered) -> Batch:
+    count, shape = len(chunk.shapes), chunk.shapes[0]
+    _check_count(state, count, shape)
+    return Batch(count, chunk.chunks, changes={"dtype": chunk.dtype, "sample_shape": shape})
 
 
 def _check_count(state: Manifest, count: int, shape: tuple[int, ...]) -> None:
@@ -199,18 +215,3 @@ def _check_count(state: Manifest, count: int, shape: tuple[int, ...]) -> None:
         check_shape(state.itemsize, (state.length + count, *shape))
     except ValueError as error:
         raise SampleError(str(error)) from None
-
-
-def _encode_array(state: Manifest, samples: Array) -> Batch:
-    """Convert and check an array `(n, *sample_shape)` at once."""
-    shape = samples.shape[1:]
-    if state.sample_shape is not None and shape != state.sample_shape:
-        raise SampleError(f"samples of shape {shape}, expected {state.sample_shape}; RaggedMmap takes any")
-    _check_count(state, len(samples), shape)
-    dtype = storable(samples.dtype) if state.dtype is None else state.dtype
-    try:
-        array = lossless.fit(samples, lossless.as_array(samples), dtype, state.dtype_given)
-    except SampleError:
-        fitted(state, list(samples))  # says which sample it is
-        raise
-    return Batch(len(array), [raw(array)], changes={"dtype": dtype, "sample_shape": shape})

@@ -127,6 +127,10 @@ class StateError(MmapNinjaError, ValueError):
     """A saved position belongs to another dataset, order or version."""
 
 
+class WorkerError(MmapNinjaError, RuntimeError):
+    """A process of `n_jobs` could not be started, or has ended, or has met an error that cannot travel."""
+
+
 class MissingExtraError(MmapNinjaError, ImportError):
     """An optional dependency is not installed; the message names the extra."""
 

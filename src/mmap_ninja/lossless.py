@@ -1,23 +1,28 @@
 """Which values fit which dtype: all of a sample's values survive exactly, or the sample is refused.
 
-Arrays keep their word: an int64 array goes into an int8 map if each of its values does. Python numbers and lists of
-them are weak, as in NEP 50 (https://numpy.org/neps/nep-0050-scalar-promotion.html): floats may round to the map's
+Arrays keep their word: an int64 array goes into an int8 map if each of its values does. Python numbers and sequences
+of them are weak, as in NEP 50 (https://numpy.org/neps/nep-0050-scalar-promotion.html): floats may round to the map's
 dtype, integers must fit. Where the user asked for a dtype, arrays may round to it as well. Nothing ever wraps,
-overflows to infinity, loses a fraction or an imaginary part, or turns from a number into a string or back.
+overflows to infinity, loses a fraction, an imaginary part or a mask, or turns from a number into a string or back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from mmap_ninja._times import cast_times
 from mmap_ninja.errors import SampleError, SampleTypeError
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Leaves = list[Any] | None  # the single values and the arrays in a sequence, in C order; None for what is an array
 
-_WEAK = (bool, int, float, complex, list, tuple)
-_INTEGERS, _NUMBERS = "biu", "biufc"
+_INTEGERS, _NUMBERS, _TIMES = "biu", "biufc", "mM"
+_PLAIN = {bool, int, float, complex, str, bytes}
+_ARRAYS = "__array__", "__array_interface__", "__array_struct__"
+_MOST_NESTED = 64  # axes of a NumPy array
 
 
 def as_array(sample: Any) -> Array:
@@ -25,14 +30,19 @@ def as_array(sample: Any) -> Array:
 
     Raises `SampleTypeError` for what is no array of values: `None`, dicts, text, ragged lists, Python objects.
     """
-    array: Array = sample if type(sample) is np.ndarray else _converted(sample)
+    return read(sample)[0]
+
+
+def read(sample: Any) -> tuple[Array, Leaves]:
+    """The sample as an array of its own dtype, and the parts of it if it is a Python number or a sequence."""
+    array, leaves = (sample, None) if type(sample) is np.ndarray else _read(sample)
     if array.dtype.hasobject:
         raise SampleTypeError("Python objects (dtype object) cannot be stored; convert them to numbers or bytes first")
-    return array
+    return array, leaves
 
 
-def fit(sample: Any, array: Array, dtype: np.dtype[Any], rounding: bool) -> Array:
-    """The array in the dtype of the map; `sample` is what it was made from. Raises `SampleError`."""
+def fit(leaves: Leaves, array: Array, dtype: np.dtype[Any], rounding: bool) -> Array:
+    """The array in the dtype of the map; `leaves` is what it was made of, as `read` gives it. Raises `SampleError`."""
     if array.dtype == dtype:
         return array
     if array.size == 0:
@@ -45,9 +55,9 @@ def fit(sample: Any, array: Array, dtype: np.dtype[Any], rounding: bool) -> Arra
         cast, kept = _cast(array, dtype, rounding)
         if kept.all():
             return cast
-        if isinstance(sample, _WEAK) and not isinstance(sample, np.generic):
+        if leaves is not None:
             rounded, near = _cast(array, dtype, True)
-            if near.all() and _only_floats_round(sample, kept):
+            if near.all() and _only_floats_round(leaves, kept):
                 return rounded
         can_round = not rounding and bool(_cast(array, dtype, True)[1].all())
     value = array.reshape(-1)[~kept.reshape(-1)][0]
@@ -55,54 +65,162 @@ def fit(sample: Any, array: Array, dtype: np.dtype[Any], rounding: bool) -> Arra
     raise SampleError(f"the {array.dtype} value {value} cannot be stored exactly as {dtype}{remedy}")
 
 
-def _converted(sample: Any) -> Array:
-    """What numpy makes of something that is no plain array, if nothing is lost on the way."""
-    if isinstance(sample, str | bytes) and not isinstance(sample, np.generic):
+# -- what NumPy makes of a sample ------------------------------------------------------------------------------------
+
+
+def _read(sample: Any) -> tuple[Array, Leaves]:
+    """What NumPy makes of something that is no plain array, if nothing is lost on the way."""
+    is_text, is_scalar = isinstance(sample, str | bytes), isinstance(sample, np.generic)
+    if is_text and not is_scalar:
         raise SampleTypeError(f"a {type(sample).__name__} is no array; StringsMmap stores texts, BytesMmap bytes")
-    try:
-        array = np.asarray(sample)
-    except ValueError as error:
-        raise SampleTypeError(f"a {type(sample).__name__} that is no regular array: {error}") from None
+    if not is_text and (is_scalar or _is_array(sample)):
+        return _unmasked(sample), None
+    leaves: list[Any] = []
+    plain = _part(sample, leaves, 0)
+    array = _made(np.asarray, plain, sample)
     if array.dtype.hasobject:
         raise SampleTypeError(f"a {type(sample).__name__} is no array of values; samples are arrays, numbers or lists")
-    if isinstance(sample, list | tuple | np.ma.MaskedArray):
-        _check_parts(sample, array)
-    return array
+    _check_leaves(leaves, array)
+    return array, leaves
 
 
-def _check_parts(sample: Any, array: Array) -> None:
-    """Refuse masked values, and lists of parts that have nothing but a lossy dtype in common."""
-    leaves = _flat(sample)
-    if any(leaf is np.ma.masked for leaf in leaves):
-        raise SampleTypeError("a masked array would lose its mask; fill it first")
-    types = set(map(type, leaves))
-    is_text = array.dtype.kind in "US"  # of which numpy drops trailing zeros
-    if len(types) <= 1 and not is_text and not (types == {int} and array.dtype.kind not in _INTEGERS):
+def _made(make: Any, plain: Any, sample: Any) -> Any:
+    """What a function of NumPy's makes of a sample, with its refusals typed."""
+    try:
+        return make(plain)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise SampleTypeError(f"a {type(sample).__name__} that is no regular array: {error}") from error
+
+
+def _is_array(sample: Any) -> bool:
+    """Whether NumPy takes this for an array as a whole, of a dtype of its own, as it does tensors and buffers."""
+    if isinstance(sample, np.ndarray | memoryview | bytearray):
+        return True
+    kind = type(sample)
+    if kind in _PLAIN or isinstance(sample, str | bytes | list | tuple | dict | type):
+        return False
+    if any(hasattr(kind, name) for name in _ARRAYS) or any(hasattr(sample, name) for name in _ARRAYS):
+        return True
+    try:
+        memoryview(sample).release()
+    except (TypeError, ValueError, BufferError):
+        return False
+    return True
+
+
+def _is_sequence(sample: Any) -> bool:
+    """Whether NumPy takes this for a sequence of values, whatever its class."""
+    kind = type(sample)
+    if isinstance(sample, str | bytes | dict | type):
+        return False
+    if isinstance(sample, Mapping):  # of which NumPy would store the keys
+        raise SampleTypeError(f"a {kind.__name__} is no array of values; samples are arrays, numbers or lists")
+    return hasattr(kind, "__len__") and hasattr(kind, "__getitem__")
+
+
+def _unmasked(sample: Any) -> Array:
+    """The array without its mask, which must not hide anything: not an element, nor a field of one."""
+    array = _made(np.asanyarray, sample, sample)
+    if isinstance(array, np.ma.MaskedArray):
+        mask = np.asarray(np.ma.getmask(array)).tobytes()
+        if mask.count(0) != len(mask):
+            raise SampleTypeError("a masked array would lose its mask; fill it first")
+    return np.asarray(array)
+
+
+def _listed(sequence: Any, leaves: list[Any], depth: int) -> Any:
+    """The sequence as nested lists, read once; its single values and its arrays are added to `leaves`."""
+    if depth > _MOST_NESTED:
+        raise SampleTypeError(f"a {type(sequence).__name__} nested more than {_MOST_NESTED} deep is no array")
+    parts = sequence if isinstance(sequence, list | tuple) else list(sequence)
+    if set(map(type, parts)) <= _PLAIN:
+        leaves.extend(parts)
+        return parts
+    return [_part(part, leaves, depth) for part in parts]
+
+
+def _part(part: Any, leaves: list[Any], depth: int) -> Any:
+    if isinstance(part, np.generic):
+        leaves.append(part)
+        return part
+    if _is_array(part):
+        leaves.append(_unmasked(part))
+        return leaves[-1]
+    if _is_sequence(part):
+        return _listed(part, leaves, depth + 1)
+    leaves.append(part)
+    return part
+
+
+def _check_leaves(leaves: list[Any], array: Array) -> None:
+    """Refuse a sequence of parts that have nothing but a lossy dtype in common."""
+    if _agree(leaves, array.dtype):
         return
-    for leaf, value in zip(leaves, array.reshape(-1).tolist(), strict=True):
+    values, at = array.reshape(-1).tolist(), 0
+    for leaf in leaves:
+        if isinstance(leaf, np.ndarray) or _has_exact_cast(leaf):
+            _check_array(np.asarray(leaf), array.dtype)
+        else:
+            _check_value(leaf, values[at], array.dtype)
+        at += leaf.size if isinstance(leaf, np.ndarray) else 1
+
+
+def _agree(leaves: list[Any], dtype: np.dtype[Any]) -> bool:
+    """Whether all parts are of one type that the dtype holds, so that there is no need to look at each of them."""
+    types = set(map(type, leaves))
+    if len(types) != 1:
+        return not types
+    [only] = types
+    if only is int:
+        return dtype.kind in _INTEGERS
+    if only in (bool, float, complex):
+        return True
+    is_text = issubclass(only, str | bytes)  # of which NumPy drops trailing zeros
+    return not is_text and hasattr(only, "dtype") and {leaf.dtype for leaf in leaves} == {dtype}
+
+
+def _has_exact_cast(leaf: Any) -> bool:
+    """Whether a NumPy scalar is of a dtype whose values Python cannot compare."""
+    return isinstance(leaf, np.generic) and (leaf.dtype.kind in _TIMES or _is_extended(leaf.dtype))
+
+
+def _check_array(part: Array, dtype: np.dtype[Any]) -> None:
+    if part.dtype == dtype or part.size == 0 or np.can_cast(part.dtype, dtype, "equiv"):
+        return
+    with np.errstate(all="ignore"):
+        kept = _cast(part, dtype, False)[1] if _comparable(part.dtype, dtype) else np.zeros(part.shape, bool)
+    if not kept.all():
+        _refuse(part.reshape(-1)[~kept.reshape(-1)][0], dtype)
+
+
+def _check_value(leaf: Any, value: Any, dtype: np.dtype[Any]) -> None:
+    if isinstance(leaf, str | bytes):  # as plain ones: NumPy's compare equal without their last zeros
+        exact: Any = "".join([leaf]) if isinstance(leaf, str) else b"".join([leaf])
+    else:
         exact = leaf.item() if isinstance(leaf, np.generic) else leaf
-        if not (exact == value or (exact != exact and value != value)):
-            is_integer = isinstance(exact, int) and array.dtype.kind in "fc"
-            what = f"the integer {exact} between floats" if is_integer else f"{leaf!r} in a list of different types"
-            refuse = SampleTypeError if array.dtype.kind in "US" else SampleError
-            raise refuse(f"{what} cannot be stored exactly as {array.dtype}")
+    if not (exact == value or (exact != exact and value != value)):
+        _refuse(leaf, dtype)
 
 
-def _flat(sample: Any) -> list[Any]:
-    """The single values of a nested list, in C order; of arrays in it, as NumPy scalars."""
-    if isinstance(sample, np.ndarray):
-        return list(sample.reshape(-1))
-    if not isinstance(sample, list | tuple):
-        return [sample]
-    if not any(issubclass(kind, list | tuple | np.ndarray) for kind in set(map(type, sample))):
-        return list(sample)
-    return [leaf for part in sample for leaf in _flat(part)]
+def _refuse(leaf: Any, dtype: np.dtype[Any]) -> None:
+    is_integer = isinstance(leaf, int | np.integer) and dtype.kind in "fc"
+    what = f"the integer {int(leaf)} between floats" if is_integer else f"{leaf!r} in a list of different types"
+    refuse = SampleTypeError if dtype.kind in "US" else SampleError
+    raise refuse(f"{what} cannot be stored exactly as {dtype}")
 
 
-def _only_floats_round(sample: Any, kept: Array) -> bool:
+def _only_floats_round(leaves: list[Any], kept: Array) -> bool:
     """Whether every value that the map's dtype rounds is a Python float; integers and NumPy's values have to fit."""
-    leaves = zip(_flat(sample), kept.reshape(-1).tolist(), strict=True)
-    return all(is_kept or type(leaf) in (float, complex) for leaf, is_kept in leaves)
+    flags, at = kept.reshape(-1), 0
+    for leaf in leaves:
+        size = leaf.size if isinstance(leaf, np.ndarray) else 1
+        if type(leaf) not in (float, complex) and not flags[at : at + size].all():
+            return False
+        at += size
+    return True
+
+
+# -- from one dtype to another ---------------------------------------------------------------------------------------
 
 
 def _is_extended(dtype: np.dtype[Any]) -> bool:
@@ -112,6 +230,14 @@ def _is_extended(dtype: np.dtype[Any]) -> bool:
 
 def _is_float(dtype: np.dtype[Any]) -> bool:
     return "float" in dtype.name if _is_extended(dtype) else dtype.kind in "fc"
+
+
+def _is_complex(dtype: np.dtype[Any]) -> bool:
+    return "complex" in dtype.name if _is_extended(dtype) else dtype.kind == "c"
+
+
+def _is_integer(dtype: np.dtype[Any]) -> bool:
+    return "int" in dtype.name if _is_extended(dtype) else dtype.kind in _INTEGERS
 
 
 def _comparable(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
@@ -124,49 +250,64 @@ def _comparable(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
 
 def _cast(array: Array, dtype: np.dtype[Any], rounding: bool) -> tuple[Array, Array]:
     """The array in the other dtype, and which of its values are kept: exactly, or rounded where that is allowed."""
-    if array.dtype.kind == "c" or dtype.kind == "c":
+    if dtype.kind in _TIMES:
+        return cast_times(array, dtype)
+    array = _wide(array)
+    if array.dtype.kind == "c" or _is_complex(dtype):
         return _cast_complex(array, dtype, rounding)
     if array.dtype.kind == "b":
         array = array.astype(np.uint8)
-    if array.dtype.kind in _INTEGERS and dtype.kind in _INTEGERS:
-        (low, high), (lowest, highest) = _bounds(dtype), _bounds(array.dtype)
-        return array.astype(dtype), np.asarray((array >= max(low, lowest)) & (array <= min(high, highest)))
-    if array.dtype.kind in _INTEGERS:
-        cast = array.astype(dtype)
-        wide = _wide(cast)
-        if rounding and _is_float(dtype):
-            return cast, np.asarray(np.isfinite(wide) & (np.abs(array.astype(np.float64)) <= _largest(dtype)))
-        return cast, _equal_integers(wide, array)
-    if dtype.kind in _INTEGERS:
-        return _cast_to_integers(_wide(array), dtype)
+    if _is_integer(dtype):
+        return _cast_to_integers(array, dtype)
     cast = array.astype(dtype)
-    before = _wide(array)
-    back = _wide(cast).astype(before.dtype)
-    kept = np.asarray((before == back) | ((before != before) & (back != back)))
+    back = _wide(cast)
+    if array.dtype.kind in _INTEGERS:
+        kept = _equal_integers(back, array)
+        array = array.astype(np.float64)
+    else:
+        back = back.astype(array.dtype)
+        kept = np.asarray((array == back) | ((array != array) & (back != back)))
     if rounding and _is_float(dtype):
-        kept |= np.isfinite(before) & np.isfinite(back) & (np.abs(before) <= _largest(dtype))
+        kept |= np.isfinite(array) & np.isfinite(back) & (np.abs(array) <= _largest(dtype))
     return cast, kept
 
 
 def _cast_complex(array: Array, dtype: np.dtype[Any], rounding: bool) -> tuple[Array, Array]:
     """Both parts for themselves."""
-    if dtype.kind != "c":
+    if not _is_complex(dtype):
         cast, kept = _cast(array.real, dtype, rounding)
         return cast, np.asarray(kept & (array.imag == 0))
-    cast = np.zeros(array.shape, dtype)
-    cast.real, kept = _cast(array.real, cast.real.dtype, rounding)
+    wide, part = np.zeros(array.shape, np.complex128 if _is_extended(dtype) else dtype), _part_of(dtype)
+    real, kept = _cast(array.real, part, rounding)
+    wide.real = _wide(real)
     if array.dtype.kind == "c":
-        cast.imag, also = _cast(array.imag, cast.imag.dtype, rounding)
-        kept = np.asarray(kept & also)
-    return cast, kept
+        imaginary, also = _cast(array.imag, part, rounding)
+        wide.imag, kept = _wide(imaginary), np.asarray(kept & also)
+    return wide.astype(dtype, copy=False), kept
 
 
-def _cast_to_integers(wide: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    wide = wide.astype(np.promote_types(wide.dtype, np.float64))
+def _part_of(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of the real and the imaginary part of a complex one."""
+    if _is_extended(dtype):
+        return np.dtype(_ml_dtypes().bfloat16 if dtype.name.startswith("b") else np.float16)
+    return np.zeros(0, dtype).real.dtype
+
+
+def _cast_to_integers(array: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """Integers that are in the bounds of the dtype; floats that are such integers."""
     low, high = _bounds(dtype)
-    inside = (wide >= float(low)) & (wide < float(high + 1))
-    cast = np.asarray(np.where(inside, wide, 0).astype(dtype))
-    return cast, np.asarray(inside & (cast.astype(wide.dtype) == wide))
+    if array.dtype.kind in _INTEGERS:
+        lowest, highest = _bounds(array.dtype)
+        inside = np.asarray((array >= max(low, lowest)) & (array <= min(high, highest)))
+        return (_within(array, inside) if _is_extended(dtype) else array).astype(dtype), inside
+    floats = array.astype(np.promote_types(array.dtype, np.float64))
+    inside = (floats >= float(low)) & (floats < float(high + 1))
+    whole = _within(floats, inside).astype(np.uint64 if high >= 2**63 else np.int64)
+    return whole.astype(dtype), np.asarray(inside & (whole.astype(floats.dtype) == floats))
+
+
+def _within(array: Array, inside: Array) -> Array:
+    return np.asarray(np.where(inside, array, array.dtype.type(0)))
 
 
 def _equal_integers(floats: Array, integers: Array) -> Array:
@@ -176,14 +317,18 @@ def _equal_integers(floats: Array, integers: Array) -> Array:
 
 
 def _wide(array: Array) -> Array:
-    """The same values in a dtype that numpy calculates with."""
-    return array.astype(np.float64) if _is_extended(array.dtype) else array
+    """The values in a dtype that NumPy calculates with."""
+    if not _is_extended(array.dtype):
+        return array
+    if _is_integer(array.dtype):
+        return array.astype(np.int64)
+    return array.astype(np.complex128 if _is_complex(array.dtype) else np.float64)
 
 
 def _bounds(dtype: np.dtype[Any]) -> tuple[int, int]:
     if dtype.kind == "b":
         return 0, 1
-    info = np.iinfo(dtype)
+    info = np.iinfo(dtype) if not _is_extended(dtype) else _ml_dtypes().iinfo(dtype)
     return int(info.min), int(info.max)
 
 
@@ -191,6 +336,10 @@ def _largest(dtype: np.dtype[Any]) -> Any:
     """The largest finite value; some small floats of ml_dtypes have no infinity, and end there."""
     if not _is_extended(dtype):
         return np.inf  # beyond it there is infinity, which is no rounding
+    return float(_ml_dtypes().finfo(dtype).max)
+
+
+def _ml_dtypes() -> Any:
     import ml_dtypes
 
-    return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
+    return ml_dtypes

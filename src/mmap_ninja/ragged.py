@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from operator import attrgetter
+from math import prod
 from typing import Any
 
 import numpy as np
 
-from mmap_ninja._encode import Array, fit_in_place, fitted, joined
+from mmap_ninja._encode import Array, ArrayEncoder, Gathered, fit_in_place
 from mmap_ninja._making import Plan, plan_of_arrays
 from mmap_ninja._reading import AnyPath
 from mmap_ninja._storage.index import MISSING, MISSING_IN_ROW, OUT_OF_RANGE
@@ -17,7 +17,7 @@ from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.manifest import DATA, RAGGED, Manifest
 from mmap_ninja._storage.snapshot import Snapshot
 from mmap_ninja._storage.writer import Batch
-from mmap_ninja._writing import Encoder, Samples, many
+from mmap_ninja._writing import Encoder, many
 from mmap_ninja.base import Mmap
 from mmap_ninja.errors import MapCorruptError
 from mmap_ninja.indexing import out_of_range
@@ -113,7 +113,7 @@ class RaggedMmap(Mmap):
 
     @classmethod
     def _encoder(cls, dictionary: bytes | None, dictionary_size: int | None) -> Encoder:
-        return encode
+        return ArrayEncoder(_batch)
 
     def _reader(self, snapshot: Snapshot) -> Callable[[int], Any]:
         manifest = snapshot.manifest
@@ -209,19 +209,18 @@ def _bad_row(snapshot: Snapshot, i: int, error: object) -> MapCorruptError:
     return MapCorruptError(f"{snapshot.folder}: the index row {snapshot.index.row(i)} of sample {i} is wrong: {error}")
 
 
-def encode(state: Manifest, samples: Samples) -> Batch:
-    """Convert and check arrays of any shapes."""
-    arrays = fitted(state, samples)
-    shapes = list(map(attrgetter("shape"), arrays))
-    axes = set(map(len, shapes))
+def _batch(state: Manifest, chunk: Gathered) -> Batch:
+    """The batch of a chunk of arrays of any shapes."""
+    count, axes = len(chunk.shapes), set(map(len, chunk.shapes))
     has_index = state.length > 0
     ndim = max(axes | ({state.ndim} if has_index else set()))
     mixed = state.mixed or len(axes) > 1 or (has_index and axes != {state.ndim})
-    rows = np.zeros((len(arrays), 1 + ndim), np.int64)
+    rows = np.zeros((count, 1 + ndim), np.int64)
     if axes == {ndim}:
-        rows[:, 1:] = np.fromiter(chain.from_iterable(shapes), np.int64, len(arrays) * ndim).reshape(len(arrays), ndim)
+        rows[:, 1:] = np.fromiter(chain.from_iterable(chunk.shapes), np.int64, count * ndim).reshape(count, ndim)
+        sizes = rows[:, 1:].prod(axis=1)
     else:
-        rows[:, 1:] = [shape + (MISSING,) * (ndim - len(shape)) for shape in shapes]
-    sizes = np.fromiter(map(attrgetter("size"), arrays), np.int64, len(arrays))
+        rows[:, 1:] = [shape + (MISSING,) * (ndim - len(shape)) for shape in chunk.shapes]
+        sizes = np.fromiter(map(prod, chunk.shapes), np.int64, count)
     rows[1:, 0] = sizes[:-1].cumsum()
-    return Batch(len(arrays), joined(arrays), rows, changes={"dtype": arrays[0].dtype, "ndim": ndim, "mixed": mixed})
+    return Batch(count, chunk.chunks, rows, changes={"dtype": chunk.dtype, "ndim": ndim, "mixed": mixed})

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from mmap_ninja._encode import Samples
 from mmap_ninja._reading import AnyPath
 from mmap_ninja._storage.index import OUT_OF_RANGE
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.manifest import STRINGS
 from mmap_ninja._storage.snapshot import Snapshot
-from mmap_ninja._writing import Samples
 from mmap_ninja.binary import BytesMmap, byte_reader
 from mmap_ninja.errors import MapCorruptError, SampleError, SampleTypeError
 from mmap_ninja.indexing import out_of_range
@@ -88,19 +88,16 @@ class StringsMmap(BytesMmap):
         return cls._from_sequence(out_dir, strings, plan, verbose=verbose, sync=sync, timeout=timeout)  # type: ignore[no-any-return]
 
     @staticmethod
-    def _raw(samples: Samples) -> list[bytes]:
-        try:
-            return list(map(str.encode, samples))
-        except (TypeError, UnicodeEncodeError):
-            pass
-        for k, sample in enumerate(samples):  # find the one
+    def _raw(samples: Samples | Iterator[Any]) -> list[bytes]:
+        raw: list[bytes] = []
+        for sample in samples:
             if not isinstance(sample, str):
-                raise SampleTypeError(k, f"a {type(sample).__name__}, expected str")
+                raise SampleTypeError(len(raw), f"a {type(sample).__name__}, expected str")
             try:
-                sample.encode()
+                raw.append(sample.encode())
             except UnicodeEncodeError as error:
-                raise SampleError(k, f"UTF-8 cannot hold it: {error}") from None
-        raise SampleTypeError(0, "the samples changed while they were read")
+                raise SampleError(len(raw), f"UTF-8 cannot hold it: {error}") from None
+        return raw
 
     def _reader(self, snapshot: Snapshot) -> Callable[[int], Any]:
         if snapshot.manifest.codec is not None:

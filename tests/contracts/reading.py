@@ -167,6 +167,30 @@ class ReadingContract(KindContract):
             self.make(path, metadata=metadata)
         assert tree(path) == before
 
+    @pytest.mark.parametrize(
+        ("metadata", "match"),
+        [
+            ({1: "a", "1": "b"}, "metadata has the key 1, which JSON would alter; the keys of metadata are texts"),
+            ({"a": [{None: 1}]}, r"metadata\['a'\]\[0\] has the key None"),
+            ({True: 1}, "has the key True"),
+            ({0.5: 1}, "has the key 0.5"),
+            ({"a": "\ud83d\ude00"}, r"metadata\['a'\] is .*, which would come back as"),
+            ({"a": 10**5000}, "metadata has to be a dict of JSON values"),
+        ],
+        ids=["int", "nested", "bool", "float", "surrogates", "huge"],
+    )
+    def test_metadata_that_json_would_alter(self, m, path, metadata, match):
+        before = tree(path)
+        with pytest.raises(ArgumentTypeError, match=match):
+            m.metadata = metadata
+        with pytest.raises(ArgumentTypeError, match=match):
+            self.make(path, metadata=metadata)
+        assert tree(path) == before
+
+    def test_tuples_in_metadata_become_lists(self, path):
+        m = self.make(path, metadata={"shape": (3, (4, 5)), "part": np.float64(0.1)})
+        assert m.metadata == self.kind(path).metadata == {"shape": [3, [4, 5]], "part": 0.1}
+
     def test_metadata_that_is_too_large(self, m, path):
         before = tree(path)
         with pytest.raises(ArgumentError, match="keep less in `metadata`"):

@@ -58,7 +58,7 @@ def _checked(described: Any) -> np.dtype[Any]:
 _UNIT = r"(?:\[[0-9]{0,9}[A-Za-z]{1,2}(?:/[0-9]{1,9})?\])"
 _DESCR = re.compile(rf"[<>|=]?(?:[biufcSUV][0-9]{{1,10}}|[mM]8{_UNIT}?)")
 _PLAIN = re.compile(rf"bool|(?:u?int|float|complex|str|bytes|void)[0-9]{{1,10}}|(?:datetime|timedelta)64{_UNIT}?")
-_EXTENDED = re.compile(r"b?float[0-9][a-z0-9_]{0,30}|u?int[0-9]")
+_EXTENDED = re.compile(r"b?float[0-9][a-z0-9_]{0,30}|b?complex[0-9]{1,3}|u?int[0-9]")
 _MOST_FIELDS = 4096
 _MOST_LEVELS = 32
 

@@ -90,7 +90,7 @@ def _plain_ones(
     """
     write, add, ndarray = room.write, shapes.append, np.ndarray
     for sample in samples:
-        if type(sample) is not ndarray or sample.dtype is not dtype:
+        if type(sample) is not ndarray or (sample.dtype is not dtype and sample.dtype != dtype):
             return sample
         found = sample.shape
         if sample.nbytes >= JOINED if shape is None else found != shape:

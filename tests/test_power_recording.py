@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mmap_ninja._storage import disk
-from power import ABSENT, HALF, WHOLE, ZEROS, Recording
+from power import ABSENT, HALF, STALE, WHOLE, ZEROS, Recording
+from power.recording import Call
 
 
 class TestTheModel:
@@ -32,12 +33,15 @@ class TestTheModel:
             disk.sync_data(fd)
         disk.close(fd)
 
-    def test_a_write_is_absent_whole_half_or_zeros_until_its_file_is_synced(self, tmp_path: Path) -> None:
+    def test_a_write_is_absent_whole_half_zeros_or_stale_until_its_file_is_synced(self, tmp_path: Path) -> None:
         (tmp_path / "a").write_bytes(b"....")
+        stale = Call("write", data=b"....").left(STALE)
+        assert len(stale) == 4
+        assert b"\0" not in stale
         found = self.states(tmp_path, lambda: self.write(tmp_path, "a", b"data", sync=False))
-        assert {dict(state)["a"] for state in found} == {b"....", b"data", b"da..", b"\0\0\0\0"}
+        assert {dict(state)["a"] for state in found} == {b"....", b"data", b"da..", b"\0\0\0\0", stale}
         found = self.states(tmp_path, lambda: self.write(tmp_path, "a", b"new!", sync=True))
-        assert {dict(state)["a"] for state in found} == {b"data", b"new!", b"neta", b"\0\0\0\0"}
+        assert {dict(state)["a"] for state in found} == {b"data", b"new!", b"neta", b"\0\0\0\0", stale}
 
     def test_what_was_synced_stays(self, tmp_path: Path) -> None:
         (tmp_path / "a").write_bytes(b"....")
@@ -47,12 +51,13 @@ class TestTheModel:
             recording.returned()
             self.write(tmp_path, "a", b"34", sync=False, at=2)
         last = [state for state in recording.states(100, random.Random(0)) if state.stop == len(recording.calls)]
-        assert {state.fates[3] for state in last} == {ABSENT, WHOLE, HALF, ZEROS}
+        assert {state.fates[3] for state in last} == {ABSENT, WHOLE, HALF, ZEROS, STALE}
         assert {recording.tree(state.stop, state.fates).files["a"][0] for state in last} == {
             b"12..",
             b"1234",
             b"123.",
             b"12\0\0",
+            b"12" + recording.calls[3].left(STALE),
         }
         assert recording.acknowledged(len(recording.calls)) == 1
 
@@ -97,7 +102,7 @@ class TestTheModel:
                 self.write(tmp_path, str(number), b"%02d" % number, sync=False)
 
         found = self.states(tmp_path, act, bound=500)
-        assert 250 <= len(found) < 4**8
+        assert 250 <= len(found) < 5**8
         contents = [dict(state) for state in found]
         assert {str(n): b"%02d" % n for n in range(8)} in contents
         assert all({str(n): b"%02d" % n for n in range(8) if n != left} in contents for left in range(8))

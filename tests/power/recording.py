@@ -13,7 +13,7 @@ from unittest import mock
 
 from mmap_ninja._storage import disk
 
-ABSENT, WHOLE, HALF, ZEROS = range(4)
+ABSENT, WHOLE, HALF, ZEROS, STALE = range(5)
 _CACHE = 1 << 28  # bytes of contents that are kept between states
 _NOT_RECORDED = {  # calls of os that `disk` does not make
     *("write", "pwrite", "truncate", "posix_fallocate", "sendfile"),
@@ -40,7 +40,15 @@ class Call(NamedTuple):
 
     @property
     def variants(self) -> tuple[int, ...]:
-        return (ABSENT, WHOLE, HALF, ZEROS) if self.what == "write" else (ABSENT, WHOLE)
+        return (ABSENT, WHOLE, HALF, ZEROS, STALE) if self.what == "write" else (ABSENT, WHOLE)
+
+    def left(self, fate: int) -> bytes:
+        """What of a write that is not absent has reached the disk; stale are blocks that others have used before."""
+        if fate == STALE:
+            return random.Random(self.at).randbytes(len(self.data))
+        if fate == ZEROS:
+            return bytes(len(self.data))
+        return self.data if fate == WHOLE else self.data[: len(self.data) // 2]
 
 
 def parent(name: str) -> str:
@@ -245,8 +253,7 @@ class Recording:
                 if call.what == "cut":
                     content = content[: call.at].ljust(call.at, b"\0")
                     continue
-                data = call.data if fate == WHOLE else bytes(len(call.data))
-                data = call.data[: len(call.data) // 2] if fate == HALF else data
+                data = call.left(fate)
                 content = content.ljust(call.at, b"\0") if data else content
                 content[call.at : call.at + len(data)] = data
             if self._cached > _CACHE:
@@ -307,5 +314,5 @@ class State(NamedTuple):
     fates: dict[int, int]
 
     def __str__(self) -> str:
-        named = {ABSENT: "absent", WHOLE: "whole", HALF: "half", ZEROS: "zeros"}
+        named = {ABSENT: "absent", WHOLE: "whole", HALF: "half", ZEROS: "zeros", STALE: "stale"}
         return f"after {self.stop} calls, { ({at: named[fate] for at, fate in self.fates.items()}) }"

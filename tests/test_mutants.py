@@ -14,6 +14,7 @@ import pytest
 
 from changes import CHANGES
 from mmap_ninja._storage import disk
+from mmap_ninja._storage.manifest import PREFIX
 from power import Story, replay
 from test_power_loss import STORIES, story_of
 
@@ -142,6 +143,17 @@ def names_in(manifest: str) -> set[str]:
     return {file["name"] for file in json.loads(Path(manifest).read_bytes())["files"].values()}
 
 
+def files_known_by_their_content() -> AbstractContextManager[None]:
+    """What has the name of one of our files is taken for a stranger's, unless it begins as a manifest or with zeros."""
+    real = disk.is_regular
+
+    def is_regular(path: str) -> bool:
+        start = Path(path).read_bytes()[: len(PREFIX)] if real(path) else b"?"
+        return start == PREFIX[: len(start)] or not any(start)
+
+    return patched(is_regular=is_regular)
+
+
 PROTOCOL = {
     "no sync of data": no_sync_of_data,
     "no sync of the index": no_sync_of_the_index,
@@ -154,6 +166,8 @@ PROTOCOL = {
 ELSEWHERE = [
     (no_sync_of_the_checksums, "rows: extend over blocks"),
     (old_files_removed_before_the_commit, "rows: replace"),
+    (files_known_by_their_content, "rows: extend"),
+    (files_known_by_their_content, "rows: create"),
 ]
 BUILDS = [
     *[(no_sync_of_data, f"rows: {about}") for about in ("create", "replace", "resume", "widen", "first append")],
@@ -165,6 +179,7 @@ BUILDS = [
     (data_written_at_the_end_of_the_file, "rows: create"),
     (no_sync_of_data, "dense: assign"),
     (no_sync_of_the_temporary_manifest, "rows: metadata"),
+    *[(files_known_by_their_content, f"rows: {about}") for about in ("replace", "resume", "widen", "upgrade")],
 ]
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from changes import KINDS
+from changes import CHANGES, KINDS
 from faults import in_child, tree
-from mmap_ninja import BytesMmap, DenseMmap, Mmap, RaggedMmap, StringsMmap, open_map, verify
-from mmap_ninja._storage import disk, snapshot
+from mmap_ninja import BytesMmap, DenseMmap, Mmap, RaggedMmap, StringsMmap, open_map, upgrade, verify
+from mmap_ninja._storage import build, disk, snapshot
 from mmap_ninja.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -235,3 +235,46 @@ def test_an_expected_length_is_a_number(m: RaggedMmap) -> None:
         m.append(ROWS[0], expected_length=-1)
     with pytest.raises(ArgumentTypeError, match="expected_length"):
         m.append(ROWS[0], expected_length="2")
+
+
+@pytest.mark.parametrize("name", ["close", "close_read"])
+@pytest.mark.parametrize("act", [lambda m: m.extend(NEW), lambda m: setattr(m, "metadata", {"a": 1})])
+def test_ctrl_c_while_files_are_closed(
+    m: RaggedMmap, act: Callable[[RaggedMmap], object], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, real = m.out_dir / "manifest.json", getattr(disk, name)
+    before, count = manifest.read_bytes(), len(os.listdir("/proc/self/fd"))
+
+    def close(fd: int) -> None:
+        real(fd)
+        if manifest.read_bytes() != before:
+            patch.undo()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, name, close)
+        error = error_of(lambda: act(m))
+    assert isinstance(error, KeyboardInterrupt)
+    assert error.committed is True
+    assert len(os.listdir("/proc/self/fd")) <= count + 2 * 2  # the two files of the new state, where they are mapped
+    RaggedMmap(m.out_dir).extend(NEW, expected_length=len(ROWS))
+    assert same(open_map(m.out_dir)[:], [*ROWS, *NEW])
+
+
+def test_a_build_is_not_committed_before_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though each of its batches removes what an earlier one has made obsolete."""
+    RaggedMmap.from_lists(tmp_path / "map", ROWS)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "sweep", interrupt)
+        error = error_of(lambda: RaggedMmap.from_generator(tmp_path / "map", iter(NEW), 1))
+    assert getattr(error, "committed", False) is False
+    assert same(open_map(tmp_path / "map")[:], ROWS)
+
+
+def test_an_upgrade_that_took_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    CHANGES["rows: upgrade"].begin(tmp_path / "map")
+    with monkeypatch.context() as patch:
+        lose_syncs_once(patch, (tmp_path / "map/manifest.json").exists)
+        error = error_of(lambda: upgrade(tmp_path / "map"))
+    assert error.committed is True
+    assert upgrade(tmp_path / "map") is False

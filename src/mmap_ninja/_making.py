@@ -15,7 +15,7 @@ from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.manifest import Manifest
 from mmap_ninja._storage.writer import new_id
 from mmap_ninja._writing import Writing, json_values
-from mmap_ninja.errors import AFTER_COMMIT, ArgumentTypeError
+from mmap_ninja.errors import ArgumentTypeError, Outcome
 from mmap_ninja.indexing import boolean, integer
 
 
@@ -133,12 +133,13 @@ class Making(Writing):
         """Make a map of `batches(start)`, the samples from number `start` on, each checked before it is written."""
         folder = folder_of(out_dir)
         plan.check(cls)
-        with Build(folder, plan.template, plan.keys(), resume=resume, timeout=timeout) as build:
-            encode = cls._encoder(build.dictionary(), plan.dictionary_size)
-            for samples in batches(build.state.length):
-                build.append(encode(build.state, samples))
-            build.finish(sync=sync)
-        with AFTER_COMMIT:
+        with Outcome() as outcome:
+            with Build(folder, plan.template, plan.keys(), resume=resume, timeout=timeout) as build:
+                encode = cls._encoder(build.dictionary(), plan.dictionary_size)
+                for samples in batches(build.state.length):
+                    build.append(encode(build.state, samples))
+                build.finish(sync=sync)
+                outcome.committed = True
             made = cls(out_dir, **plan.opening)  # type: ignore[call-arg]
             made._is_unsynced = not sync
             return made

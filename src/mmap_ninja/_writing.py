@@ -21,7 +21,6 @@ from mmap_ninja._storage.manifest import MOST_NESTED, Manifest, nesting
 from mmap_ninja._storage.snapshot import Snapshot
 from mmap_ninja._storage.writer import Batch, Writer
 from mmap_ninja.errors import (
-    AFTER_COMMIT,
     BEFORE_COMMIT,
     ArgumentError,
     ArgumentTypeError,
@@ -30,6 +29,7 @@ from mmap_ninja.errors import (
     MapLockedError,
     MapNotFoundError,
     MapReadOnlyError,
+    Outcome,
     SampleError,
     SyncError,
     set_committed,
@@ -85,7 +85,7 @@ class Writing(Reading):
     def _extend(self, samples: Samples, sync: bool, timeout: float, expected_length: int | None) -> None:
         if expected_length is not None:
             integer("expected_length", expected_length, 0)
-        with self._change:
+        with Outcome() as outcome, self._change:
             with BEFORE_COMMIT:
                 self._renew_checksums(timeout)
             snapshot = self._opened()
@@ -99,10 +99,10 @@ class Writing(Reading):
                 if expected_length is None or not writer.has(batch, expected_length, sync=sync):
                     writer.append(batch, sync=sync)
                     writer.finish(sync=sync)
-            with AFTER_COMMIT:
-                self._is_unsynced = self._is_unsynced or not sync
-                self._patience = max(self._patience, timeout)
-                self._load_written(writer.state)
+                outcome.committed = True
+            self._is_unsynced = self._is_unsynced or not sync
+            self._patience = max(self._patience, timeout)
+            self._load_written(writer.state)
 
     @contextmanager
     def _writer(self, snapshot: Snapshot, timeout: float = 0.0) -> Iterator[Writer]:
@@ -138,7 +138,7 @@ class Writing(Reading):
         bytes are written at once and durable after `flush` or `close`, but not atomic under a crash: until then the
         map is marked as not checksummed.
         """
-        with self._change:
+        with Outcome() as outcome, self._change:
             snapshot = self._opened()
             if self.mode not in WRITE_MODES:
                 raise MapReadOnlyError(
@@ -152,6 +152,7 @@ class Writing(Reading):
                 with BEFORE_COMMIT:
                     patches = self._assigning(snapshot)
                 self._overwrite(patches, assigned)
+                outcome.committed = True
 
     def _assigning(self, snapshot: Snapshot) -> InPlace:
         """The assignments of this handle that were not flushed; begins with them where there are none."""
@@ -251,7 +252,7 @@ class Writing(Reading):
     @metadata.setter
     def metadata(self, value: Mapping[str, Any]) -> None:
         checked = json_values(value)
-        with self._change:
+        with Outcome() as outcome, self._change:
             with BEFORE_COMMIT:
                 self._renew_checksums()
             snapshot = self._state()
@@ -259,8 +260,8 @@ class Writing(Reading):
                 raise MapNotFoundError(f"there is no map at {self._folder} yet; append the first sample before that")
             with self._writer(snapshot) as writer:
                 change_map(writer, metadata=checked)
-            with AFTER_COMMIT:
-                self._load_written(writer.state)
+                outcome.committed = True
+            self._load_written(writer.state)
 
 
 def many(samples: Any) -> Samples:

@@ -155,7 +155,7 @@ class SalvageWarning(UserWarning):
     """Not everything in a folder that mmap_ninja 0.9.0 was interrupted in could be saved."""
 
 
-class _Telling:
+class Telling:
     """Errors that leave the block say what is committed.
 
     A class, because each append goes through several of these, and a generator takes three times as long.
@@ -163,7 +163,7 @@ class _Telling:
 
     __slots__ = ("_committed",)
 
-    def __init__(self, committed: bool) -> None:
+    def __init__(self, committed: bool | None) -> None:
         self._committed = committed
 
     def __enter__(self) -> None:
@@ -174,13 +174,38 @@ class _Telling:
             set_committed(error, self._committed)
 
 
-AFTER_COMMIT = _Telling(True)  # the new state is visible
-BEFORE_COMMIT = _Telling(False)  # nothing is committed, whatever was committed to prepare for it
+AFTER_COMMIT = Telling(True)  # the new state is visible
+BEFORE_COMMIT = Telling(False)  # nothing is committed, whatever was committed to prepare for it
+
+
+class Outcome:
+    """What became of a call, as far as it has got. Errors that leave the `with` block of one say so.
+
+    It encloses all that a call does, locks and files that are closed at its end included: Ctrl-C comes there as well.
+    """
+
+    __slots__ = ("committed",)
+
+    def __init__(self) -> None:
+        self.committed: bool | None = False
+
+    def __enter__(self) -> Outcome:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None and self.committed is not False:
+            set_committed(error, self.committed)
+
+
+def committed(error: BaseException | None) -> bool | None:
+    """What an error says became of the call that raises it; see `MmapNinjaError`."""
+    found: bool | None = getattr(error, "committed", False)
+    return found
 
 
 def set_committed(error: BaseException, committed: bool | None) -> None:
     """Say what became of the call that raises this error; see `MmapNinjaError`."""
-    if getattr(error, "committed", False) != committed:
+    if getattr(error, "committed", False) is not committed:
         error.committed = committed  # type: ignore[attr-defined]
 
 

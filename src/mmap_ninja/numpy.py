@@ -22,7 +22,7 @@ from mmap_ninja._storage.legacy import DEFAULT_KEYS
 from mmap_ninja._storage.manifest import DATA, DENSE, Manifest
 from mmap_ninja._storage.snapshot import Snapshot, find, is_still, open_snapshot
 from mmap_ninja.dense import DenseMmap
-from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapChangedError, MapKindError
+from mmap_ninja.errors import BEFORE_COMMIT, ArgumentError, ArgumentTypeError, MapChangedError, MapKindError
 from mmap_ninja.indexing import boolean
 
 _MODES = ("r", "r+", "c")
@@ -233,7 +233,8 @@ def _marked(folder: str, seen: Manifest) -> Manifest:
         if writer.state.id != seen.id:
             raise MapChangedError(f"the map at {folder} was replaced while it was opened; open it again")
         if writer.state.length:
-            mark_unchecked(writer)
+            with BEFORE_COMMIT:  # no value has changed
+                mark_unchecked(writer)
         return writer.state
 
 

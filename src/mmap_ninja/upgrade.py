@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from mmap_ninja._reading import AnyPath, folder_of
@@ -15,7 +16,16 @@ from mmap_ninja._storage.salvage import salvage as find_whole
 from mmap_ninja._storage.snapshot import find, read_json
 from mmap_ninja._storage.unfinished import settle
 from mmap_ninja._storage.upgrade import upgrade as rewrite
-from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapNotFoundError, SalvageWarning, UpgradeWarning, warn
+from mmap_ninja.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    MapNotFoundError,
+    MmapNinjaError,
+    SalvageWarning,
+    UpgradeWarning,
+    set_committed,
+    warn,
+)
 
 
 def upgrade(
@@ -48,8 +58,21 @@ def upgrade(
         return False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UpgradeWarning)  # it is what was asked for
-        with writing(folder, manifest, keys, timeout=timeout):
+        with _saying_if_done(folder), writing(folder, manifest, keys, timeout=timeout):
             return True
+
+
+@contextmanager
+def _saying_if_done(folder: str) -> Iterator[None]:
+    """Errors that leave the block say whether the folder is upgraded all the same."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            set_committed(error, read_json(folder, MANIFEST) is not None)
+        except (MmapNinjaError, OSError):
+            set_committed(error, None)
+        raise
 
 
 def _checked(sample_shape: Any) -> tuple[int, ...] | None:
@@ -68,7 +91,7 @@ def _salvage(folder: str, keys: Keys, timeout: float, sample_shape: tuple[int, .
         return False
     if find_whole(folder, keys, sample_shape) is None:  # before there is a lock file
         raise MapNotFoundError(f"there is no map of mmap_ninja 0.9.0 at {folder}")
-    with Lock(folder, timeout) as lock:
+    with _saying_if_done(folder), Lock(folder, timeout) as lock:
         settle(lock, keys)
         if read_json(folder, MANIFEST) is not None:  # an upgrade was interrupted at its very end
             return True

@@ -21,7 +21,7 @@ from faults_below import library
 from faults_below.drawing import Drawing
 from faults_below.library import Library
 from faults_below.mutants import MUTANTS
-from faults_below.reading import EVERYTHING
+from faults_below.reading import EVERYTHING, SHORT
 from faults_below.trial import Outcome, Stage, Trial
 
 _LONGEST = 60  # seconds: a trial that takes longer hangs
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="changes whose name has this pattern")
     parser.add_argument("--but", default="^$", help="not those that have this pattern")
     parser.add_argument("--every", action="store_true", help="strike each call of these changes")
+    parser.add_argument("--short", action="store_true", help="each operation with one kind of map, none of much data")
     parser.add_argument("--mutant", choices=MUTANTS, help="break the package like this")
     parser.add_argument("--trial", nargs="+", help="the trial of a report")
     given = parser.parse_args()
@@ -70,6 +71,8 @@ def run(given: argparse.Namespace, room: Path) -> None:
         print(json.dumps(asdict(Stage(trial.name, preloaded, room).run(trial)), indent=1))
         return
     names = [name for name in EVERYTHING if re.search(given.only, name) and not re.search(given.but, name)]
+    if given.short:
+        names = [name for name in names if name in SHORT and "blocks" not in name]
     for k, name in enumerate(names):
         share = given.trials // len(names) + (k < given.trials % len(names))
         if k % given.of == given.part and (share or given.every):

@@ -88,7 +88,8 @@ class Drawing:
     def _error(self, at: int, moment: str = "before") -> Fault:
         """One that this call can report; of a call that was not recorded, any."""
         operation = self._calls[at].operation if at < len(self._calls) else "write"
-        return Fault(moment, at, self._pick(ERRNOS[operation]))
+        errors = [number for number in ERRNOS[operation] if moment == "before" or number != errno.EINTR]
+        return Fault(moment, at, self._pick(errors))  # what is done was not interrupted: Python would do it again
 
     def _next(self, at: int, *operations: str) -> int:
         """The first call from there on, or from the beginning, that is one of these; else the call itself."""

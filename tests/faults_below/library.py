@@ -94,6 +94,11 @@ class Fault:
         number = getattr(errno, name) if name else 0
         return cls(moment, int(at.rstrip("+")), number, at.endswith("+"), tuple(only.split(",")) if only else ())
 
+    def strikes(self, at: int, call: Call) -> bool:
+        """True if this is what befell a call that was struck."""
+        is_there = at >= self.at if self.is_lasting else at == self.at
+        return is_there and (not self.only or call.operation in self.only)
+
     @property
     def is_error(self) -> bool:
         return self.moment in ("before", "after")

@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import changes
 from changes import CHANGES, KINDS, Change, Kind, interrupt
 from mmap_ninja import Mmap, open_map, verify
 from plain_reader import same
@@ -65,3 +66,4 @@ READS = {
     for operation, change in _operations(kind).items()
 }
 EVERYTHING = CHANGES | READS
+SHORT = changes.SHORT | {f"mixed: {operation}" for operation in _operations(KINDS["mixed"])}

@@ -5,16 +5,20 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import mmap_ninja
 from changes import Change, copied, quietly
 from faults_below.judge import Judge
 from faults_below.library import Call, Fault, Library
 from faults_below.reading import EVERYTHING
 from mmap_ninja import Mmap
 from mmap_ninja._storage import build
+
+PACKAGE = os.path.dirname(mmap_ninja.__file__)
 
 
 @dataclass(frozen=True)
@@ -80,23 +84,22 @@ class Stage:
 
     def _act(self, folder: Path, faults: Iterable[Fault]) -> tuple[object, BaseException | None, list[Call], int]:
         """The handle, the error, the calls, and how many steps were done."""
-        handle, error, done = quietly(self.change.opening, folder), None, 0
+        handle, error, made = quietly(self.change.opening, folder), None, []
         self._library.arm(faults)
         try:
             for step in steps(self.change, handle):
-                quietly(step, handle)
-                done += 1
+                made.append(outcome_of(step, handle))  # kept: to let go of it calls `close`
         except BaseException as caught:
             error = caught
         finally:
             self._library.disarm()
-        return handle, error, self._library.calls(), done
+        return handle, error, self._library.calls(), len(made)
 
     def run(self, trial: Trial) -> Outcome:
         folder, ignored = self._fresh(), []
         sys.unraisablehook = lambda hook: ignored.append(f"{type(hook.exc_value).__name__}: {hook.exc_value}")
         open_before = descriptors()
-        judge = Judge(self.change, folder)
+        judge = Judge(self.change, folder, is_impatient=trial.is_impatient)
         handle, error, calls, done = self._act(folder, trial.faults)
         if trial.is_impatient and error is not None:
             error.__traceback__ = error.__context__ = None
@@ -104,7 +107,7 @@ class Stage:
         struck = [f"{at} {call}" for at, call in enumerate(calls) if call.is_struck]
         outcome = Outcome(str(trial), struck, repr(error) if error else "", judge.told(error))
         if struck:
-            judge.judge(handle, error, [call for call in calls if call.is_struck], trial.faults, done, trial.is_same)
+            judge.judge(handle, error, strikes(trial.faults, calls), done, trial.is_same)
         elif error is not None:
             judge.problems.append(f"wrong: {error!r} though nothing was struck")
         del handle, error
@@ -119,6 +122,22 @@ class Stage:
                 )
         outcome.problems = judge.problems
         return outcome
+
+
+def outcome_of(step: Callable[[object], object], handle: object) -> object:
+    """What a call returns; Ctrl-C after it has returned is no error of it."""
+    try:
+        return quietly(step, handle)
+    except KeyboardInterrupt as error:
+        if any(frame.filename.startswith(PACKAGE) for frame in traceback.extract_tb(error.__traceback__)):
+            raise
+        return None
+
+
+def strikes(faults: Sequence[Fault], calls: list[Call]) -> list[tuple[Call, Fault]]:
+    """The calls that were struck, with what befell them; the first fault goes first."""
+    struck = [(at, call) for at, call in enumerate(calls) if call.is_struck]
+    return [(call, next(fault for fault in faults if fault.strikes(at, call))) for at, call in struck]
 
 
 def steps(change: Change, handle: object) -> list[Callable[[Mmap], object]]:

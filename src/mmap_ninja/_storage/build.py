@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import MappingProxyType, TracebackType
@@ -32,12 +32,15 @@ from mmap_ninja._storage.upgrade import upgrade
 from mmap_ninja._storage.writer import Batch, Writer
 from mmap_ninja.errors import (
     BEFORE_COMMIT,
+    DiskError,
     MapChangedError,
     MapCorruptError,
     MapKindError,
     PartBuiltError,
     SyncError,
+    Telling,
     UpgradeWarning,
+    committed,
     set_committed,
     warn,
 )
@@ -125,9 +128,9 @@ class Build(Writer):
         self._is_resumable = lock is None  # a first `append` is done again, not resumed
         self._due = 0.0  # when the next manifest is written
         try:
-            if not self.lock.is_held and os.path.exists(os.path.join(folder, LOCK)):
+            if not self.lock.is_held and disk.exists(os.path.join(folder, LOCK)):
                 self._take_lock()  # a second writer has to hear of it before it converts anything
-            if resume and os.path.exists(os.path.join(folder, BUILDING)):
+            if resume and disk.exists(os.path.join(folder, BUILDING)):
                 self._begin(resume=True)
         except BaseException:
             self._release()
@@ -213,6 +216,10 @@ class Build(Writer):
         if not appends or new.obsolete or (self._is_resumable and time.monotonic() >= self._due):
             self._save()
 
+    def _sweep(self, obsolete: Iterable[str]) -> None:
+        """Remove what an append has made obsolete; nothing is committed before `finish`."""
+        sweep(self.lock, obsolete)
+
     def _save(self) -> None:
         """Commit what was written so far to `building.json`.
 
@@ -240,9 +247,12 @@ class Build(Writer):
             # resumed is done again: it must not be there already.
             if isinstance(error, SyncError) or not self._is_resumable:
                 self.state = self._nothing
-            is_kept = self._keep(is_lost=isinstance(error, SyncError))  # what is there may say that it is finished
-            if not is_kept and self._replaced is None and getattr(error, "committed", False) is False:
-                set_committed(error, None)
+            said = committed(error)
+            # What is there may say that it is finished, and is what readers see where there was nothing before.
+            unsaved = None if said is False and self._replaced is None else said
+            with Telling(unsaved):
+                is_kept = self._keep(is_lost=isinstance(error, SyncError))
+            set_committed(error, said if is_kept else unsaved)
             raise
 
     def _release(self) -> None:
@@ -258,29 +268,34 @@ class Build(Writer):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if os.getpid() != self._owner:
-                return  # a forked child that leaves its parent's build
-            if error is not None and self._opened and (self._is_resumable or isinstance(error, SyncError)):
-                self._keep(is_lost=isinstance(error, SyncError))
-            self.lock.explain(error)
-        finally:
-            self._release()
+        with Telling(committed(error)):
+            try:
+                if os.getpid() != self._owner:
+                    return  # a forked child that leaves its parent's build
+                if error is not None and self._opened and (self._is_resumable or isinstance(error, SyncError)):
+                    self._keep(is_lost=isinstance(error, SyncError))
+                self.lock.explain(error)
+            finally:
+                self._release()
 
     def _keep(self, *, is_lost: bool) -> bool:
         """Save what there is to resume from; what a failed sync has lost must not stay as it was saved last.
 
         Returns False where it cannot be saved, so that readers may still see what was saved last.
         """
-        if not os.path.lexists(os.path.join(self.folder, BUILDING)):
-            return True  # it was published: only the sync of that has failed
+        try:
+            if not disk.exists(os.path.join(self.folder, BUILDING)):
+                return True  # it was published: only the sync of that has failed
+        except DiskError:
+            return False
         try:
             self._save()
             return True
         except (OSError, MapChangedError):  # the error that led here is the one to hear of
             if is_lost:
-                sweep(self.lock, self.state.names())
-                sweep(self.lock, [BUILDING])
+                with suppress(OSError, MapChangedError):
+                    remove_files(self.lock, self.state.names())
+                    remove_files(self.lock, [BUILDING])  # last: files that it does not name would be those of others
             return False
 
 

@@ -38,7 +38,16 @@ from mmap_ninja._storage.manifest import (
     encode,
 )
 from mmap_ninja._storage.snapshot import read_json
-from mmap_ninja.errors import AFTER_COMMIT, MapChangedError, MmapNinjaError, SyncError, set_committed
+from mmap_ninja.errors import (
+    AFTER_COMMIT,
+    MapChangedError,
+    MmapNinjaError,
+    Outcome,
+    SyncError,
+    Telling,
+    committed,
+    set_committed,
+)
 
 Appends = Mapping[str, Sequence[Buffer]]
 
@@ -87,12 +96,13 @@ class Opened(dict[str, int]):
     def close(self) -> None:
         """Close all, also if closing one fails; a second call does nothing."""
         folder, self._folder = self._folder, None
-        if folder is not None:
-            disk.close_read(folder)
-        if self:
-            try:
+        try:
+            if folder is not None:
+                disk.close_read(folder)
+            elif self:
                 disk.close(self.popitem()[1])
-            finally:
+        finally:
+            if self:
                 self.close()
 
     def __enter__(self) -> Opened:
@@ -115,24 +125,27 @@ def commit(lock: Lock, old: Manifest, new: Manifest, appends: Appends, *, sync: 
     error says in `committed` whether readers see the new state.
     """
     opened, state = Opened(lock), new
-    try:
-        with undone(old, opened):
-            for role, chunks in appends.items():
-                state = append(state, role, chunks, opened)
-            if sync:
-                _make_durable(lock, old, state, opened, [(new.files[role], state.files[role]) for role in appends])
-            state = replace(state, synced=sync, lost=state.lost and not sync)
-            _prepare(state, MANIFEST, opened, sync=sync)
-        _put(state, MANIFEST, opened, sync=sync)
-        with AFTER_COMMIT, suppress(OSError):  # the samples are committed, whatever becomes of the headers
-            write_headers(state, appends, opened)
-    except SyncError as error:
-        if error.is_uncut:  # the next commit would write to the same blocks, and take them for written
-            mark_lost(lock, old, MANIFEST)
-        raise
-    finally:
-        with suppress(OSError):  # nor of the descriptors: what counts was synced before
-            opened.close()
+    with Outcome() as outcome:
+        try:
+            with undone(old, opened):
+                for role, chunks in appends.items():
+                    state = append(state, role, chunks, opened)
+                if sync:
+                    _make_durable(lock, old, state, opened, [(new.files[role], state.files[role]) for role in appends])
+                state = replace(state, synced=sync, lost=state.lost and not sync)
+                _prepare(state, MANIFEST, opened, sync=sync)
+            _put(state, MANIFEST, opened, sync=sync)
+            outcome.committed = True
+            with suppress(OSError):  # the samples are committed, whatever becomes of the headers
+                write_headers(state, appends, opened)
+        except BaseException as error:
+            outcome.committed = outcome.committed or committed(error)
+            if isinstance(error, SyncError) and error.is_uncut:
+                mark_lost(lock, old, MANIFEST)  # the next one would write to the same blocks, and take them for written
+            raise
+        finally:
+            with suppress(OSError):  # nor of the descriptors: what counts was synced before
+                opened.close()
     return state
 
 
@@ -223,7 +236,8 @@ def _put(state: Manifest, to: str, opened: Opened, *, sync: bool, of: str = "") 
         disk.replace(os.path.join(folder, of or to + NEXT), os.path.join(folder, to))
     except BaseException as error:
         if to == MANIFEST:
-            _say_if_published(error, folder, state)
+            with Telling(None):
+                _say_if_published(error, folder, state)
         raise
     if sync:
         with AFTER_COMMIT if to == MANIFEST else nullcontext():

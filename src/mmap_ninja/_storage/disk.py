@@ -22,6 +22,7 @@ from mmap_ninja.errors import (
     MapNotFoundError,
     MapPathError,
     MapPermissionError,
+    MmapNinjaError,
     SyncError,
 )
 
@@ -61,7 +62,7 @@ class explained:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not isinstance(error, OSError) or isinstance(error, FileExistsError | NotADirectoryError):
+        if not isinstance(error, OSError) or isinstance(error, MmapNinjaError | FileExistsError | NotADirectoryError):
             return
         if isinstance(error, PermissionError):
             raise MapPermissionError(error.errno, f"no permission to {self._what}", self._path) from error
@@ -220,8 +221,9 @@ def had_links(fd: int) -> bool:
 
 
 def has_links(fd: int) -> bool:
-    """True if an open file has a second name now."""
-    return os.fstat(fd).st_nlink > 1
+    """True if a file that was opened to write has a second name now."""
+    with explained(_paths[fd], "look at this part of a map"):
+        return os.fstat(fd).st_nlink > 1
 
 
 def is_at(identity: Identity, path: str) -> bool:
@@ -403,13 +405,13 @@ def remove(folder: str, name: str) -> None:
         with explained(path, "remove this part of a map"):
             os.unlink(path)
     except (FileNotFoundError, NotADirectoryError):
-        return
+        pass
     except DiskError as error:
-        if error.errno == errno.EISDIR:  # a folder of that name is none of ours
-            return
-        raise
-    if parent != folder:
-        remove_empty_folder(parent)
+        if error.errno != errno.EISDIR:  # a folder of that name is none of ours
+            raise
+    finally:  # also if the file was removed before, or an error says that it was not
+        if parent != folder:
+            remove_empty_folder(parent)
 
 
 def remove_empty_folder(path: str) -> None:

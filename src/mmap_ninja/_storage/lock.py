@@ -17,6 +17,8 @@ from mmap_ninja.errors import (
     MapLockedError,
     MapNotFoundError,
     MmapNinjaError,
+    Telling,
+    committed,
     set_committed,
 )
 
@@ -116,6 +118,8 @@ class Lock:
             except MapChangedError as change:
                 set_committed(change, error.committed)
                 raise change from error
+            except MmapNinjaError:  # it cannot be told: the error that led here is the one to hear of
+                return
 
     def check(self, files: Mapping[str, disk.Identity] = MappingProxyType({})) -> None:
         """Raise `MapChangedError` if the folder was moved, removed or replaced since it was locked.
@@ -187,10 +191,11 @@ class Lock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self.explain(error)
-        finally:
-            self.release()
+        with Telling(committed(error)):
+            try:
+                self.explain(error)
+            finally:
+                self.release()
 
 
 def _is_locked(fd: int, path: str) -> bool:
@@ -209,9 +214,11 @@ def _release(fd: int | None) -> None:
     if fd is None or fd not in _held:
         return
     with _is_changing:
-        with suppress(OSError):
-            if _flock is not None:  # a child between fork and exec has a copy, which closing would not unlock
-                _flock(fd, _UNLOCK)
-        _held.discard(fd)
-        with suppress(OSError):
-            disk.close(fd)
+        try:
+            with suppress(OSError):
+                if _flock is not None:  # a child between fork and exec has a copy, which closing would not unlock
+                    _flock(fd, _UNLOCK)
+        finally:
+            _held.discard(fd)
+            with suppress(OSError):
+                disk.close(fd)

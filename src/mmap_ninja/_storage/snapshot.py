@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from mmap_ninja._storage import disk, legacy
@@ -49,7 +48,7 @@ def find(folder: str, keys: Keys = DEFAULT_KEYS) -> Manifest | None:
             raise
     if manifest is None or manifest.building is not None:  # or finished between two reads
         manifest = read_json(folder, MANIFEST) or manifest
-    if manifest is None and os.path.exists(folder) and not os.path.isdir(folder):
+    if manifest is None and disk.is_no_folder(folder):
         raise MapPathError(f"{folder} is a file, expected the folder of a map")
     if manifest is None and (names := files_of_maps(folder)):
         manifest = read_json(folder, MANIFEST) or read_json(folder, BUILDING)  # made since it was looked for

@@ -31,7 +31,7 @@ def is_ours(folder: str, name: str) -> bool:
 
     It may hold anything: after a power cut there are old blocks in what was not synced.
     """
-    beside = any(os.path.lexists(os.path.join(folder, other)) for other in (LOCK, MANIFEST))
+    beside = any(disk.exists(os.path.join(folder, other)) for other in (LOCK, MANIFEST))
     return beside and disk.is_regular(os.path.join(folder, name))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mmap_ninja._storage import disk
 from mmap_ninja._storage.commit import (
     Opened,
     append,
@@ -29,7 +30,6 @@ from mmap_ninja._storage.manifest import (
     DENSE,
     DICTIONARY,
     INDEX,
-    MANIFEST,
     Building,
     File,
     Manifest,
@@ -94,8 +94,8 @@ def upgrade(lock: Lock, old: Manifest) -> Manifest:
     with Opened(lock) as opened:
         try:
             state = publish(state, opened, sync=True)
-        except SyncError:  # `data.ninja` stays as it is: the next try must not believe a sync of it
-            if not os.path.exists(os.path.join(folder, MANIFEST)):
+        except SyncError as error:  # `data.ninja` stays as it is: the next try must not believe a sync of it
+            if error.committed is False:
                 mark_lost(lock, reserved, BUILDING)
             raise
     return state
@@ -115,9 +115,9 @@ def _reserve(lock: Lock, old: Manifest, files: dict[str, File], interrupted: Man
         lost=interrupted is not None and interrupted.lost,
     )
     swept = set() if interrupted is None else interrupted.used_names() - old.names()
-    if interrupted is None and not os.path.lexists(os.path.join(folder, BUILDING)):
+    if interrupted is None and not disk.exists(os.path.join(folder, BUILDING)):
         for name in sorted(state.names() - old.names()):
-            if os.path.lexists(os.path.join(folder, name)):
+            if disk.exists(os.path.join(folder, name)):
                 raise foreign_file(folder, name)
     state = replace(state, obsolete=tuple(sorted(swept - state.names())))
     write_manifest(lock, state, BUILDING, sync=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from mmap_ninja._storage import disk
 from mmap_ninja._storage.commit import (
     Appends,
     commit,
@@ -84,8 +85,7 @@ class Writer:
         )
         new = new.with_files(**{role: with_header(new, role) for role in appends})
         self._commit(new, appends, sync=sync)
-        with AFTER_COMMIT:
-            sweep(self.lock, obsolete)
+        self._sweep(obsolete)
 
     def has(self, batch: Batch, length: int, *, sync: bool) -> bool:
         """True if this batch was appended to the first `length` samples, and nothing since; durable, with `sync`.
@@ -126,10 +126,15 @@ class Writer:
 
     def _not_removed(self) -> set[str]:
         """Obsolete files that are still there: the next state has to name them as well."""
-        return {name for name in self.state.obsolete if os.path.lexists(os.path.join(self.folder, name))}
+        return {name for name in self.state.obsolete if disk.exists(os.path.join(self.folder, name))}
 
     def _commit(self, new: Manifest, appends: Appends, *, sync: bool) -> None:
         self.state = commit(self.lock, self.state, new, appends, sync=sync)
+
+    def _sweep(self, obsolete: Iterable[str]) -> None:
+        """Remove what an append has made obsolete: it is committed."""
+        with AFTER_COMMIT:
+            sweep(self.lock, obsolete)
 
     def _placed(self, rows: np.ndarray[Any, Any], state: Manifest) -> Buffer:
         """The rows with their starts counted from the first value of the map."""

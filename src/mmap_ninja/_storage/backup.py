@@ -31,7 +31,10 @@ from mmap_ninja.errors import (
     MapCorruptError,
     MapNotFoundError,
     MapPathError,
+    MmapNinjaError,
     PartBuiltError,
+    Telling,
+    set_committed,
 )
 
 _TRIES = 5  # for a source that changes in place
@@ -44,7 +47,7 @@ def back_up(source: str, target: str, keys: Keys, tick: Tick, *, sync: bool) -> 
     """
     newest(source, keys)  # raises what is wrong with it before anything is made
     _refuse_if_used(target)
-    is_new = not os.path.lexists(target)
+    is_new = not disk.exists(target)
     try:
         disk.make_folder(target)
         with Lock(target) as lock:
@@ -55,10 +58,20 @@ def back_up(source: str, target: str, keys: Keys, tick: Tick, *, sync: bool) -> 
             except BaseException:
                 half.undo(lock, is_new=is_new)
                 raise
-    except BaseException:
-        if is_new:
-            disk.remove_empty_folder(target)
+    except BaseException as error:
+        with Telling(None):
+            if is_new:
+                disk.remove_empty_folder(target)
+            set_committed(error, _is_there(target, keys))
         raise
+
+
+def _is_there(target: str, keys: Keys) -> bool | None:
+    """True if there is a finished map in a folder; None where that cannot be told."""
+    try:
+        return find_finished(target, keys) is not None
+    except (MmapNinjaError, OSError):
+        return None
 
 
 def total(folder: str, keys: Keys) -> int | None:
@@ -79,14 +92,14 @@ def newest(folder: str, keys: Keys) -> Manifest:
         return state
     if read_json(folder, BUILDING) is not None:
         raise PartBuiltError(f"{folder} was never finished; finish it with resume=True, then back it up")
-    if os.path.lexists(folder) and not os.path.isdir(folder):
+    if disk.is_no_folder(folder):
         raise MapPathError(f"{folder} is a file, expected the folder of a map")
     raise MapNotFoundError(f"there is no map at {folder}")
 
 
 def _refuse_if_used(target: str) -> None:
     """Refuse a folder in which there is anything but what a killed backup has left."""
-    if not os.path.isdir(target):
+    if not disk.is_folder(target):
         return
     with disk.explained(target, "list this folder"):
         found = set(os.listdir(target))

@@ -45,9 +45,12 @@ class Sources(dict[str, tuple[int, int]]):
         return os.path.join(self.folder, name)
 
     def close(self) -> None:
-        """Close all; a second call does nothing."""
-        while self:
-            disk.close_read(self.popitem()[1][0])
+        """Close all, also if Ctrl-C comes; a second call does nothing."""
+        if self:
+            try:
+                disk.close_read(self.popitem()[1][0])
+            finally:
+                self.close()
 
     def __enter__(self) -> Sources:
         return self
@@ -61,7 +64,7 @@ class Sources(dict[str, tuple[int, int]]):
 def _names(folder: str, state: Manifest) -> list[str]:
     """The files that make a state: those of format 1 that are there, of format 2 all that have bytes."""
     if state.format_1:
-        return [name for name in state.format_1 if os.path.lexists(os.path.join(folder, name))]
+        return [name for name in state.format_1 if disk.exists(os.path.join(folder, name))]
     files = state.files.values()
     return [file.name for file in files if file.end] + [file.crc_name for file in files if file.size >= BLOCK]
 

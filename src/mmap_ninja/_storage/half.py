@@ -57,10 +57,10 @@ def _is_inside(name: str) -> bool:
 def sweep(lock: Lock) -> None:
     """Remove what a killed backup has left; one that was published stays."""
     folder, path = lock.folder, os.path.join(lock.folder, MARK)
-    names = marked(folder) if os.path.lexists(path) else None  # each writer looks: most find none
+    names = marked(folder) if disk.exists(path) else None  # each writer looks: most find none
     if names is None:
         return
-    if not names or not os.path.lexists(os.path.join(folder, names[0])):
+    if not names or not disk.exists(os.path.join(folder, names[0])):
         remove(lock, names)
     unmark(lock)
 
@@ -73,7 +73,7 @@ def remove(lock: Lock, names: Sequence[str]) -> None:
         disk.remove(folder, name)
     inner = {name[:at] for name in names for at, character in enumerate(name) if character == "/"}
     for name in sorted(inner, reverse=True):  # those that nothing was put into yet
-        if not any(os.path.islink(os.path.join(folder, part)) for part in inner if f"{name}/".startswith(f"{part}/")):
+        if not any(disk.is_link(os.path.join(folder, part)) for part in inner if f"{name}/".startswith(f"{part}/")):
             disk.remove_empty_folder(os.path.join(folder, name))
 
 

@@ -94,6 +94,8 @@ class Judge:
 
     def _states(self, error: BaseException | None, done: int) -> set[str]:
         """Whether the old state is there, or the new one; both where they do not differ."""
+        if self._is_half():
+            return {OLD}
         change, (m, is_part) = self.change, opened(self.folder)
         if m is None and self._was_part and isinstance(error, SyncError):
             return {OLD}  # what a failed sync may have lost of a build is removed, if nothing else can be written
@@ -118,6 +120,11 @@ class Judge:
             elif k > done:
                 expect(same([m[i]], [change.old[i]]), f"sample {i} was not assigned")
         return found
+
+    def _is_half(self) -> bool:
+        """True for a backup that could not be undone: it is no map yet."""
+        is_map = any((self.folder / name).exists() for name in ("manifest.json", "type.ninja"))
+        return (self.folder / ".backup").exists() and not is_map
 
     def _is_true(self, error: BaseException | None, states: set[str], done: int) -> None:
         """What the error says has become of the call; where there is none, all is new."""
@@ -156,6 +163,8 @@ class Judge:
     def _again(self, handle: object, error: BaseException | None, is_same: bool) -> None:
         """The same call once more leads to the new state, and to no second copy of the samples."""
         change, is_handle = self.change, isinstance(handle, Mmap)
+        if "backup" in change.operation and not self._is_half() and opened(self.folder)[0] is not None:
+            return whole(self.folder, change.new)  # it was done, and is not done over a map
         if change.operation in ADDING and error is not None:
             if not HAS_COMMITTED:
                 return

@@ -65,8 +65,9 @@ class Stage:
     def __init__(self, name: str, library: Library, room: Path) -> None:
         self.change, self._library, self._room = EVERYTHING[name], library, room
         self._start = room / "start"
+        self._start.mkdir()
         build._SAVE_EVERY = 0.0  # each batch of a build is saved, however fast this machine is
-        quietly(self.change.begin, self._start)
+        quietly(self.change.begin, self._start / "map")
         self.calls = self._recorded()
 
     def _recorded(self) -> list[Call]:
@@ -79,8 +80,7 @@ class Stage:
         top = self._room / "top"
         if top.exists():
             shutil.rmtree(top)
-        top.mkdir()
-        return copied(self._start, top / "map")
+        return copied(self._start, top) / "map"
 
     def _act(self, folder: Path, faults: Iterable[Fault]) -> tuple[object, BaseException | None, list[Call], int]:
         """The handle, the error, the calls, and how many steps were done."""

@@ -21,8 +21,8 @@ import mmap_ninja
 from changes import made_by_0_9, unpack
 from faults import exit_code, in_child, start_child
 from fuzz import Ears, Exercise, Failure, Seed
-from mmap_ninja import BytesMmap, DenseMmap, RaggedMmap, StringsMmap, open_map
-from mmap_ninja.errors import MapCorruptError, MmapNinjaError
+from mmap_ninja import BytesMmap, DenseMmap, RaggedMmap, StringsMmap, open_map, select
+from mmap_ninja.errors import MapCorruptError, MmapNinjaError, SalvageWarning
 from plain_reader import fields, forge
 
 MUTANTS = 20_000
@@ -317,6 +317,65 @@ def test_data_that_is_large_is_only_mapped(tmp_path: Path) -> None:
         assert m[-1].tolist() == [0] * 4
 
     limited(read, room=BIG + fuzz.ALLOWED)
+
+
+ASKED = ["starts", "ends", "lengths", "nbytes"]
+
+
+def use_many_axes(folder: Path, name: str, rows: int, row_bytes: int) -> None:
+    """What the index says of all samples takes a bounded room besides the result."""
+
+    def ask() -> None:
+        m = open_map(folder)
+        assert len(m) == rows
+        if name == "nbytes":
+            assert select(m, slice(None)).nbytes == 0
+        else:
+            assert getattr(m, name).tolist()[-2:] == [0, 0]
+        if name == "lengths":
+            assert select(m, slice(None)).lengths.tolist()[-2:] == [0, 0]
+
+    limited(ask, room=rows * row_bytes + 5 * 8 * rows + fuzz.ALLOWED)
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_an_index_of_many_axes(name: str, tmp_path: Path) -> None:
+    """A sparse index of 300,000 samples of 63 axes, 150 MB: all zeros."""
+    rows = 300_000
+    RaggedMmap.from_lists(tmp_path / "map", [np.zeros((0,) * 63)] * 2)
+    found = fields(tmp_path / "map")["files"]
+    grow(tmp_path / "map/index.npy", 128 + rows * 64 * 8)
+    forge(tmp_path / "map", length=rows, files={**found, "index": {**found["index"], "size": rows * 64 * 8}})
+    use_many_axes(tmp_path / "map", name, rows, 64 * 8)
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_columns_of_many_axes(name: str, tmp_path: Path) -> None:
+    """Format 1 says where the shape of each sample lies: all samples may have the same one, of 63 axes."""
+    rows, folder = 100_000, tmp_path / "map"
+    unpack(made_by_0_9()["mixed"], folder)
+    columns = {"starts": 0, "ends": 0, "flattened_shapes": 0, "shapes/starts": 0, "shapes/ends": 63}
+    columns |= {"shapes/flattened_shapes": 63, "shapes/shapes": 63}
+    for column, value in columns.items():
+        (folder / column / "data.ninja").write_bytes(np.full(rows, value, "<i8").tobytes())
+        (folder / column / "shape.ninja").write_bytes(rows.to_bytes(8, "little"))
+    (folder / "shapes/data.ninja").write_bytes(bytes(63 * 8))
+    (folder / "shapes/shape.ninja").write_bytes((63).to_bytes(8, "little"))
+    use_many_axes(folder, name, rows, 5 * 8)
+
+
+@pytest.mark.parametrize("column", ["starts", "ends", "shapes/starts", "shapes/ends"])
+def test_a_sparse_column_is_salvaged_in_parts(column: str, tmp_path: Path) -> None:
+    """256 MiB of zeros, of which none has to be in memory."""
+    size, folder = 1 << 28, tmp_path / "map"
+    unpack(made_by_0_9()["mixed"], folder)
+    grow(folder / column / "data.ninja", size)
+
+    def salvage() -> None:
+        with pytest.warns(SalvageWarning, match="there are gaps between samples"):
+            mmap_ninja.upgrade(folder, salvage=True)
+
+    limited(salvage, room=size + fuzz.ALLOWED)
 
 
 @pytest.mark.parametrize("axes", [65, 1000, 100_000])

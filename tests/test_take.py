@@ -287,6 +287,9 @@ def test_many_samples(tmp_path, sizes, side):
         ("scalars", {}, (0,)),
         ("dense", {}, (0, 2, 3)),
         ("dense", {"length": 7}, (0, 7, 3)),
+        ("dense", {"length": 1}, (0, 1, 3)),  # of no samples, none is too long
+        ("dense", {"length": (1, 2)}, (0, 1, 2)),
+        ("dense", {"buckets": (1,)}, (0, 1, 3)),
         ("texts 3", {}, (0, 0)),
     ],
 )

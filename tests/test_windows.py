@@ -17,6 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from contracts import assert_same, in_process, same
 from contracts.processes import read_all
 from mmap_ninja import BytesMmap, DenseMmap, RaggedMmap, StringsMmap, _grid, open_map
+from mmap_ninja._storage import index
 from mmap_ninja._taking import LIST
 from mmap_ninja.buffers import Pool
 from mmap_ninja.errors import (
@@ -235,7 +236,7 @@ spans = st.builds(lambda length, stride: (length, stride), st.integers(1, 9), st
 def test_any_lengths(tmp_path, monkeypatch, lengths, span, totals, data):
     """With few totals kept, so that windows are looked up in blocks of samples."""
     monkeypatch.setattr(_grid, "_MOST_TOTALS", 1 << totals)
-    monkeypatch.setattr(_grid, "_AT_ONCE", 8)
+    monkeypatch.setattr(index, "_AT_ONCE", 8 * 16)  # rows of 16 bytes
     samples = [np.arange(size) + 100 * k for k, size in enumerate(lengths)]
     m = RaggedMmap.from_lists(new(tmp_path), samples, sync=False)
     view, expected = windows(m, *span), windows_of(samples, *span)
@@ -358,6 +359,23 @@ def test_more_windows_than_can_be_numbered(tmp_path):
     with pytest.raises(ArgumentError, match=r"there would be \d+ windows, at most \d+; take a larger stride"):
         windows(m, 1)
     assert len(windows(m, 1, 2**40)) == 2 * 2**22
+
+
+def test_windows_that_no_array_can_have(tmp_path):
+    m = RaggedMmap.from_lists(tmp_path / "map", [np.zeros((2**40, 0))], sync=False)
+    view = windows(m, 2**39)
+    assert view[0].shape == (2**39, 0)
+    with pytest.raises(SampleError, match=r"no array of float64 can have the shape \(3, .*, 0\)"):
+        windows(RaggedMmap.from_lists(tmp_path / "large", [np.zeros((2**59, 0))] * 3, sync=False), 2**59)[:]
+    with pytest.raises(ArgumentError, match=r"no array can have the shape \(4611686018427387904,\) of a window"):
+        windows(RaggedMmap.from_lists(tmp_path / "rows", [[1, 2]], sync=False), 2**62)
+
+
+def test_an_empty_map_has_no_windows(tmp_path):
+    m = RaggedMmap.from_lists(tmp_path / "map", [])
+    view = windows(m, 2)
+    assert (len(view), view.shapes.shape, view.lengths.tolist(), view.nbytes) == (0, (0, 0), [], 0)
+    assert view.take_padded([], length=3).values.shape == (0, 3)
 
 
 def test_a_sample_that_was_longer_when_it_was_counted(tmp_path):

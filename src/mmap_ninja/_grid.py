@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmap_ninja._storage.index import rows_at_once
 from mmap_ninja._storage.manifest import BYTES
 from mmap_ninja.errors import ArgumentError, SampleError
 from mmap_ninja.gather import Integers, Rows
 from mmap_ninja.indexing import Positions
 
 _MOST_TOTALS = 1 << 17  # running totals that are kept: 1 MiB
-_AT_ONCE = 1 << 16  # rows of the index that are looked at together
 _MOST_WINDOWS = 2**62  # no sum of two positions overflows
 
 
@@ -79,10 +79,11 @@ class UnevenGrid(Grid):
     def __init__(self, span: Span, n: int, source: Any) -> None:
         self._span, self._n, self._source, self._snapshot = span, n, source, source._opened()
         self._block = 1 << max(0, (n - 1).bit_length() - (_MOST_TOTALS.bit_length() - 1))  # samples a total
+        self._at_once = max(rows_at_once(1 + self._snapshot.index.ndim) // self._block, 1) * self._block
         self.uncovered, totals = 0, [np.zeros(1, np.int64)]
         tails = _Tails()
-        for first in range(0, n, max(_AT_ONCE, self._block)):
-            numbers = np.arange(first, min(first + max(_AT_ONCE, self._block), n), dtype=np.int64)
+        for first in range(0, n, self._at_once):
+            numbers = np.arange(first, min(first + self._at_once, n), dtype=np.int64)
             rows = source._rows(self._snapshot, numbers)  # refuses wrong ones
             lengths = _lengths(rows)
             counts = span.counts(lengths)
@@ -105,7 +106,7 @@ class UnevenGrid(Grid):
         if self._block == 1:
             samples = self._totals.searchsorted(found, "right") - 1
             return samples, found - self._totals[samples]
-        size = max(1, _AT_ONCE // self._block)
+        size = self._at_once // self._block
         parts = [self._look_up(found[first : first + size]) for first in range(0, max(len(found), 1), size)]
         samples, windows = (np.concatenate(column) for column in zip(*parts, strict=True))
         return samples, windows

@@ -16,7 +16,7 @@ import numpy as np
 from mmap_ninja._encode import Array
 from mmap_ninja._storage import verified
 from mmap_ninja._storage.identity import expectation, identity, refuse_another
-from mmap_ninja._storage.index import Table
+from mmap_ninja._storage.index import Table, parts
 from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
 from mmap_ninja._storage.manifest import Manifest
 from mmap_ninja._storage.snapshot import Snapshot, find, open_snapshot
@@ -341,7 +341,7 @@ class Reading(Indexed):
     @property
     def starts(self) -> Array:
         """Where each sample begins, in elements from the first value of the map: int64 `(n,)`."""
-        return self._table(self._opened())[:, 0]
+        return self._places(self._opened())[0]
 
     @property
     def ends(self) -> Array:
@@ -357,7 +357,9 @@ class Reading(Indexed):
     @property
     def lengths(self) -> Array:
         """`len` of each sample, from the index alone: int64 `(n,)`; 1 for scalars."""
-        return lengths(self.shapes)
+        snapshot = self._opened()
+        ndim = snapshot.index.ndim
+        return joined([lengths(table[:, 1 : 1 + ndim]) for table in self._tables(snapshot)])
 
     def will_need(self, indices: Any) -> None:
         """Tell the kernel to read these samples ahead; returns at once, and does nothing where it cannot be told."""
@@ -382,14 +384,32 @@ class Reading(Indexed):
 
     def _places(self, snapshot: Snapshot, found: Positions | None = None) -> tuple[Table, Table]:
         """Where each sample begins, and how many elements are stored of it; a wrong row may say anything."""
-        shapes = self._shapes(snapshot, found)
-        return self._table(snapshot, found)[:, 0], np.where(shapes < 0, 1, shapes).prod(axis=1, dtype=np.int64)
+        ndim, starts, sizes = snapshot.index.ndim, [], []
+        for table in self._tables(snapshot, found):
+            shapes = table[:, 1 : 1 + ndim]
+            starts.append(table[:, 0])
+            sizes.append(np.where(shapes < 0, 1, shapes).prod(axis=1, dtype=np.int64))
+        return joined(starts), joined(sizes)
+
+    def _tables(self, snapshot: Snapshot, found: Positions | None = None) -> Iterator[Table]:
+        """The index rows in parts of a bounded size, so that what is calculated of them takes little memory."""
+        index = snapshot.index
+        try:
+            for part in parts(snapshot.length if found is None else len(found), index.width):
+                yield index.table(part.start, part.stop) if found is None else index.rows(found[part])
+        except MapCorruptError as error:
+            raise MapCorruptError(f"{snapshot.folder}: {error}") from None
 
     def _ranges(self, snapshot: Snapshot, found: Positions) -> Iterable[tuple[int, int]]:
         """The ranges of bytes that these samples lie in, neighbours joined."""
         itemsize = snapshot.manifest.itemsize
         starts, sizes = (column * itemsize for column in self._places(snapshot, found))
         return merged(starts, starts + sizes)
+
+
+def joined(columns: list[Table]) -> Table:
+    """The parts of one column end to end."""
+    return columns[0] if len(columns) == 1 else np.concatenate(columns)
 
 
 def folder_of(path: AnyPath) -> str:

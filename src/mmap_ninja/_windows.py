@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,7 +54,9 @@ class Windows(View):
             )
         if source._opened().manifest.codec is not None:
             raise ArgumentError("the map is compressed: each window would decompress its whole sample")
-        self._grid  # noqa: B018 - its errors are raised here
+        shape, itemsize = self._grid.shape or (), source._opened().manifest.itemsize  # its errors are raised here
+        if math.prod(max(axis, 1) for axis in shape) * itemsize >= 2**63:
+            raise ArgumentError(f"no array can have the shape {shape} of a window; take a shorter length")
 
     def close(self) -> None:
         """Let go of the map, which stays open; a second call does nothing."""
@@ -112,7 +115,7 @@ class Windows(View):
         if not isinstance(layout, str):
             return layout.gather(rows, empty)
         jagged = gather.jagged(rows, empty)
-        return jagged if layout != LIST or shape is None else jagged.values.reshape(len(found), *shape)
+        return jagged if layout != LIST or shape is None else gather.reshaped(jagged.values, (len(found), *shape))
 
     def _fill(self, out: Any, found: Positions) -> Any:
         if self._grid.shape is None:
@@ -144,7 +147,8 @@ class Windows(View):
             return np.broadcast_to(np.array(grid.shape, np.int64), (count, len(grid.shape)))
         samples, _ = self._places_of(np.arange(count, dtype=np.int64) if found is None else found)
         shapes: Table = self._held()._shapes(snapshot, samples).copy()
-        shapes[:, 0] = self._span.length
+        if count:  # the samples of an empty map may have no axis
+            shapes[:, 0] = self._span.length
         return shapes
 
     def _places(self, snapshot: Snapshot, found: Positions | None = None) -> tuple[Table, Table]:

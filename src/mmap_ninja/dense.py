@@ -144,6 +144,16 @@ class DenseMmap(Mmap):
         size = math.prod(snapshot.manifest.sample_shape or ())
         return _numbers(snapshot, found)[:, None] * size
 
+    @property
+    def lengths(self) -> Array:
+        """`len` of each sample, from the index alone: int64 `(n,)`; 1 for scalars."""
+        return gather.lengths(self.shapes)
+
+    def _places(self, snapshot: Snapshot, found: Positions | None = None) -> tuple[Table, Table]:
+        size = math.prod(snapshot.manifest.sample_shape or ())
+        numbers = _numbers(snapshot, found)
+        return numbers * size, np.full(len(numbers), size, np.int64)
+
     def _shapes(self, snapshot: Snapshot, found: Positions | None = None) -> Table:
         shape = snapshot.manifest.sample_shape or ()
         return np.broadcast_to(np.array(shape, np.int64), (len(_numbers(snapshot, found)), len(shape)))

@@ -219,7 +219,7 @@ def padded(
 
     Or a part of them. Raises `SampleError` for any sample that does not fit into `shape`.
     """
-    if any(map(gt, rows.longest, shape)):
+    if len(rows.numbers) and any(map(gt, rows.longest, shape)):  # of no samples, none is too long
         raise _too_long(rows, shape)
     rows = rows if part is None else rows.some(part)
     shapes = rows.shapes
@@ -271,6 +271,14 @@ def allocated(empty: Empty, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Arr
         return empty(shape, dtype)
     except (MemoryError, ValueError, OverflowError) as error:
         raise SampleError(f"there is no memory for a batch of shape {shape} and dtype {dtype}: {error}") from error
+
+
+def reshaped(values: Array, shape: tuple[int, ...]) -> Array:
+    """The values in this shape; `SampleError` where no array can have it, which may be so of no elements."""
+    try:
+        return values.reshape(shape)
+    except ValueError:
+        raise SampleError(f"no array of {values.dtype} can have the shape {shape}") from None
 
 
 def _filled(shape: tuple[int, ...], pad: Array) -> Array:

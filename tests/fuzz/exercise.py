@@ -19,9 +19,24 @@ import zstandard  # noqa: F401
 import mmap_ninja
 from fuzz.mutants import ROOM
 from fuzz.seed import Seed
-from mmap_ninja import BytesMmap, DenseMmap, Mmap, RaggedMmap, StringsMmap, np_open_existing, open_existing, open_map
+from mmap_ninja import (
+    Batches,
+    BytesMmap,
+    DenseMmap,
+    Mmap,
+    RaggedMmap,
+    StringsMmap,
+    np_open_existing,
+    open_existing,
+    open_map,
+    select,
+    split,
+    windows,
+)
 from mmap_ninja.errors import MmapNinjaError, SampleIndexError
 
+PADDINGS: list[dict[str, Any]] = [{}, {"length": 1}, {"length": 5, "side": "left"}, {"multiple_of": 8}]
+PADDINGS += [{"buckets": (1, 2)}, {"length": (None, 2)}, {"multiple_of": (2, 3)}]
 WAYS = ("append", "assign", "upgrade", "build", "metadata")  # to write to it
 
 
@@ -185,6 +200,17 @@ class Exercise:
             do("take_jagged", lambda: m.take_jagged([n - 1, 0]))
             do("take_padded", lambda: m.take_padded([n - 1, 0]))
             do("will_need", lambda: m.will_need([0, -1]))
+        if self._is_turn(12):
+            self._take(m, n)
+        if self._is_turn(12):
+            self._view("select", lambda: select(m, slice(None, None, -1)))
+            self._view("split", lambda: split(m, (0.5, 0.5))[0])
+            for span in ((1,), (2, 1), (3, 2**40), (2**61,)):
+                self._view("windows", lambda span=span: windows(m, *span))
+            self._view("windows of a selection", lambda: windows(select(m, range(n)), 1))
+            self._view("selection of windows", lambda: select(windows(m, 1), slice(None, None, -1)))
+        if self._is_turn(24):
+            self._batches(m)
         do("slice", lambda: m[:3])
         do("iteration", lambda: list(itertools.islice(m, 50)))
         do("reversed", lambda: list(itertools.islice(reversed(m), 50)))
@@ -198,6 +224,49 @@ class Exercise:
             do("refresh", m.refresh)
         for name in ("flush", "close"):
             do(name, getattr(m, name))
+
+    def _take(self, m: Any, n: int) -> None:
+        """Of none, one and several samples, in every layout; `m` is a map or a view."""
+        for some in ([], [0], [n - 1, 0, n // 2]) if n else ([],):
+            self.do("take", lambda some=some: m.take(some))
+            self.do("take_jagged", lambda some=some: m.take_jagged(some))
+            for options in PADDINGS:
+                self.do("take_padded", lambda some=some, options=options: m.take_padded(some, **options))
+            self.do("will_need", lambda some=some: m.will_need(some))
+
+    def _view(self, name: str, make: Callable[[], Any]) -> None:
+        view = self.do(name, make)
+        if view is None:
+            return
+        n = self.do(f"len of {name}", lambda: len(view)) or 0
+        attributes = (
+            "dtype",
+            "kind",
+            "nbytes",
+            "metadata",
+            "lengths",
+            "shapes",
+            "uncovered",
+            "indices",
+            "sample_shape",
+        )
+        for attribute in attributes if n <= ROOM else ("dtype", "kind", "sample_shape"):
+            if hasattr(type(view), attribute):
+                self.do(f"{attribute} of {name}", lambda attribute=attribute: getattr(view, attribute), AttributeError)
+        for i in {0, n - 1, n // 2} if n else ():
+            self.do(f"{name}[i]", lambda i=i: self._in_range(view, i))
+            self.do(f"window of {name}", lambda i=i: view.window(i, 0, 1))
+        self.do(f"slice of {name}", lambda: view[:3])
+        self.do(f"iteration of {name}", lambda: list(itertools.islice(view, 20)))
+        self._take(view, n)
+        self.do(f"repr of {name}", lambda: repr(view))
+
+    def _batches(self, m: Mmap) -> None:
+        """One batch of each layout, without threads."""
+        for layout in ("list", "stack", "jagged", "padded"):
+            batches = self.do("Batches", lambda layout=layout: Batches(m, 3, layout=layout, prefetch=0))
+            if batches is not None:
+                self.do(f"a {layout} batch", lambda batches=batches: next(iter(batches), None))
 
     def _in_range(self, m: Mmap, i: int) -> Any:
         try:

@@ -48,7 +48,7 @@ class Building(State):
             if stop is not None and how != "bad":
                 raise Stop
 
-        before = self.committed()
+        before, was_begun = self.committed(), (self.folder / "building.json").exists()
         call = lambda: self.make(how, generate, given, size, about, sync=bool(size % 2))
         # Not by the clock, or no run is like the one before.
         with mock.patch.object(storage_build, "_SAVE_EVERY", save_every):
@@ -69,9 +69,9 @@ class Building(State):
                 self.adopt_part(samples[:kept], resumed=is_resumed, compressed=self.kind.is_compressed)
                 assert self.part is not None
                 assert len(self.part.samples) == kept
-            elif "building.json" not in before:
+            elif not was_begun:
                 assert self.committed() == before
-            else:  # it may have been that of an upgrade, which is swept away
+            else:  # it may have been that of an upgrade or of an empty map, which is swept away
                 self.adopt_part([], compressed=self.kind.is_compressed)
         else:
             assert type(result) in (self.kind.cls, np.memmap) or self.kind.is_dense, repr(result)

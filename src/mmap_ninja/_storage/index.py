@@ -33,7 +33,7 @@ OUT_OF_RANGE = (struct_error, OverflowError)
 
 MISSING = -1  # an axis that a sample of a mixed map does not have, a raw size that the index does not know
 _MAX_AXES = 64
-_ROWS_AT_ONCE = 1 << 16
+_AT_ONCE = 1 << 20  # bytes of rows; what is calculated of them takes a few times as much
 MISSING_IN_ROW = 2**64 - 1  # the same, as it reads in a row
 
 
@@ -53,6 +53,10 @@ class Index(Protocol):
     def ndim(self) -> int:
         """How many axes a row has room for."""
 
+    @property
+    def width(self) -> int:
+        """How many numbers a row has."""
+
     def row(self, i: int) -> tuple[int, ...]:
         """One row."""
 
@@ -66,10 +70,10 @@ class Index(Protocol):
 class PackedIndex:
     """Rows one after another; `table` is a view of the mapped file."""
 
-    __slots__ = ("_width", "length", "ndim", "source", "step", "unpack")
+    __slots__ = ("length", "ndim", "source", "step", "unpack", "width")
 
     def __init__(self, values: memoryview, length: int, ndim: int, width: int) -> None:
-        self._width, self.length, self.ndim = width, length, ndim
+        self.width, self.length, self.ndim = width, length, ndim
         self.unpack: Unpack = Struct(f"<{width}Q").unpack_from
         self.source, self.step = values, 8 * width
 
@@ -77,7 +81,7 @@ class PackedIndex:
         return self.unpack(self.source, i * self.step)
 
     def table(self, first: int, stop: int) -> Table:
-        return np.ndarray((stop - first, self._width), "<i8", self.source, first * self.step)
+        return np.ndarray((stop - first, self.width), "<i8", self.source, first * self.step)
 
     def rows(self, positions: Table) -> Table:
         return np.take(self.table(0, self.length), positions, axis=0, mode="clip")
@@ -94,10 +98,25 @@ class _Columns(ABC):
         self.source, self.step = None, 1
 
     def table(self, first: int, stop: int) -> Table:
-        return self._at(slice(first, stop))
+        return self._in_parts(stop - first, lambda part: self._at(slice(first + part.start, first + part.stop)))
 
     def rows(self, positions: Table) -> Table:
-        return self._at(positions)
+        return self._in_parts(len(positions), lambda part: self._at(positions[part]))
+
+    def _in_parts(self, count: int, rows: Callable[[slice], Table]) -> Table:
+        """So many rows; what is calculated for them takes no more memory than for some of them."""
+        found = list(parts(count, self.width))
+        if len(found) == 1:
+            return rows(found[0])
+        table = np.empty((count, self.width), np.int64)
+        for part in found:
+            table[part] = rows(part)
+        return table
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """How many numbers a row has."""
 
     @abstractmethod
     def _at(self, where: Places) -> Table:
@@ -125,7 +144,7 @@ class FlatColumns(_Columns):
     """Samples of one axis, or none: `shapes` repeats the count, or is 0 for a scalar of one element."""
 
     __slots__ = ("_counts", "_shapes", "_starts")
-    ndim = 1
+    ndim, width = 1, 2
 
     def __init__(self, starts: memoryview, counts: memoryview, shapes: memoryview) -> None:
         self._starts, self._counts, self._shapes = _column(starts), _column(counts), _column(shapes)
@@ -178,8 +197,13 @@ class ShapeColumns(_Columns):
     def ndim(self) -> int:
         """The most axes that a sample has; reads the whole index, once."""
         if self._ndim is None:
-            self._ndim = max(0, min(int((self._ends - self._begins).max(initial=0)), _MAX_AXES))
+            axes = (self._ends[part] - self._begins[part] for part in parts(self.length, 1))
+            self._ndim = max(0, min(max(int(some.max(initial=0)) for some in axes), _MAX_AXES))
         return self._ndim
+
+    @property
+    def width(self) -> int:
+        return 1 + self.ndim
 
     def _at(self, where: Places) -> Table:
         starts, counts, begins = self._starts[where], self._counts[where], self._begins[where]
@@ -230,6 +254,10 @@ class TextColumns(_Columns):
 
         super().__init__(len(starts) // 8, row)
 
+    @property
+    def width(self) -> int:
+        return 2 + len(self._raw)
+
     def _at(self, where: Places) -> Table:
         starts, ends = self._starts[where], self._ends[where]
         raw = [np.full(len(starts), MISSING, np.int64) for _ in self._raw]
@@ -243,10 +271,22 @@ def _scalar_row(i: int, start: int, count: int, shape: tuple[int, ...]) -> tuple
     raise MapCorruptError(f"sample {i} has shape {shape} but {count} elements; {SALVAGE}")
 
 
+def parts(count: int, width: int) -> Iterator[slice]:
+    """So many rows of so many numbers in parts of a bounded size, at least one part."""
+    size = rows_at_once(width)
+    for first in range(0, max(count, 1), size):
+        yield slice(first, min(first + size, count))
+
+
+def rows_at_once(width: int) -> int:
+    """How many rows of so many numbers are looked at together."""
+    return max(1, _AT_ONCE // (8 * width))
+
+
 def tables(index: Index) -> Iterator[Table]:
     """All rows, a bounded number of them at a time."""
-    for first in range(0, index.length, _ROWS_AT_ONCE):
-        yield index.table(first, min(first + _ROWS_AT_ONCE, index.length))
+    for part in parts(index.length, index.width) if index.length else ():
+        yield index.table(part.start, part.stop)
 
 
 def widened(table: Table, width: int) -> Table:

@@ -48,5 +48,6 @@ def places(state: Manifest, ndim: int, table: Table) -> tuple[Table, Table, np.n
     if state.codec is not None and not state.format_1:
         is_bad |= table[:, -1] < 0
     counted = np.where(is_missing, 1, shapes)
-    is_bad |= counted.astype(float).prod(axis=1) > 2.0**62
+    # No array can be larger, and the axes of one without elements count as well.
+    is_bad |= np.maximum(counted, 1).astype(float).prod(axis=1) * state.itemsize >= 2.0**63
     return table[:, 0], np.where(is_bad, 0, counted.prod(axis=1)), is_bad

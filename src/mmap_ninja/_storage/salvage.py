@@ -9,6 +9,7 @@ it; the longest beginning of such samples is what comes back.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,10 @@ from mmap_ninja.errors import ArgumentError, MapCorruptError
 
 Column = np.ndarray[Any, np.dtype[np.int64]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
+Check = Callable[[slice], Flags]  # of some rows, each by itself
+
+_AT_ONCE = 1 << 16  # rows
+_MOST = int(np.iinfo(np.int64).max)
 
 
 def salvage(folder: str, keys: Keys, sample_shape: tuple[int, ...] | None) -> tuple[Manifest, list[str]] | None:
@@ -91,10 +96,10 @@ def _indexed(folder: str, found: Manifest) -> tuple[Manifest, list[str]]:
     columns = {role: _column(folder, found, role) for role in found.files if role not in (DATA, DICTIONARY)}
     starts, ends = columns["starts"], columns["ends"]
     total = os.path.getsize(os.path.join(folder, found.files[DATA].name)) // found.itemsize
-    is_whole = _is_placed(starts, ends, total)
+    checks: list[Check] = [_Placed(starts, ends, total)]
     if found.kind != STRINGS:
-        is_whole = _and(is_whole, _has_shape(columns))
-    length = _beginning(is_whole)
+        checks += _shape_checks(columns)
+    length = _beginning(checks, min(len(column) for role, column in columns.items() if role != "shape_values"))
     if found.kind == STRINGS:
         length = _readable(folder, found, starts, ends, length)
     stop = int(ends[length - 1]) if length else 0
@@ -125,47 +130,71 @@ def _cut(found: Manifest, length: int, sizes: dict[str, int]) -> Manifest:
     return replace(found, length=length, files=files)
 
 
-def _and(left: Flags, right: Flags) -> Flags:
-    shorter = min(len(left), len(right))
-    return left[:shorter] & right[:shorter]
+def _beginning(checks: list[Check], count: int) -> int:
+    """How many of so many rows pass all checks before the first that does not."""
+    for first in range(0, count, _AT_ONCE):
+        part = slice(first, min(first + _AT_ONCE, count))
+        for check in checks:  # each of what the ones before have passed
+            wrong = np.flatnonzero(~check(part))
+            part = slice(first, first + int(wrong[0])) if len(wrong) else part
+        if part.stop < min(first + _AT_ONCE, count):
+            return part.stop
+    return count
 
 
-def _beginning(flags: Flags) -> int:
-    """How many are true before the first that is not."""
-    wrong = np.flatnonzero(~flags)
-    return int(wrong[0]) if len(wrong) else len(flags)
-
-
-def _is_placed(starts: Column, ends: Column, total: int) -> Flags:
+class _Placed:
     """Whether each sample lies behind the one before and in the data, and no later row points into it."""
-    count = min(len(starts), len(ends))
-    before = np.concatenate([[0], ends[: max(count - 1, 0)]])[:count]
-    placed: Flags = (starts[:count] == before) & (ends[:count] >= starts[:count]) & (ends[:count] <= total)
-    return placed & (_least_after(starts)[:count] >= ends[:count]) & (_least_after(ends)[:count] >= ends[:count])
+
+    def __init__(self, starts: Column, ends: Column, total: int) -> None:
+        self._starts, self._ends, self._total = starts, ends, total
+        self._behind = [_least_behind(column) for column in (starts, ends)]
+
+    def __call__(self, part: slice) -> Flags:
+        starts, ends = self._starts[part], self._ends[part]
+        before = np.zeros_like(starts)
+        before[1:], before[:1] = ends[:-1], self._ends[part.start - 1] if part.start else 0
+        placed: Flags = (starts == before) & (ends >= starts) & (ends <= self._total)
+        for column, behind in zip((self._starts, self._ends), self._behind, strict=True):
+            placed &= _least_after(column, part, behind) >= ends
+        return placed
 
 
-def _least_after(column: Column) -> Column:
-    """For each row the least of the rows behind it."""
-    least = np.full(len(column), np.iinfo(np.int64).max)
-    least[:-1] = np.minimum.accumulate(column[:0:-1])[::-1]
-    return least
+def _least_behind(column: Column) -> list[int]:
+    """For each part of a column the least of all rows behind it."""
+    found = [_MOST]
+    for first in reversed(range(_AT_ONCE, len(column), _AT_ONCE)):
+        found.append(min(found[-1], int(column[first : first + _AT_ONCE].min())))
+    return found[::-1]
 
 
-def _has_shape(columns: dict[str, Column]) -> Flags:
+def _least_after(column: Column, part: slice, behind: list[int]) -> Column:
+    """For each row of a part the least of all rows behind it."""
+    end = (part.start // _AT_ONCE + 1) * _AT_ONCE
+    rows = column[part.start + 1 : end]
+    least = np.full(len(rows) + 1, behind[part.start // _AT_ONCE])
+    least[:-1] = np.minimum(np.minimum.accumulate(rows[::-1])[::-1], least[-1])
+    return least[: part.stop - part.start]
+
+
+def _shape_checks(columns: dict[str, Column]) -> list[Check]:
     """Whether the shape of each sample has as many elements as the sample."""
-    count = min(len(columns[role]) for role in ("starts", "ends", "counts"))
-    counts = columns["counts"][:count]
-    is_counted: Flags = counts == columns["ends"][:count] - columns["starts"][:count]
+    starts, ends, counts = columns["starts"], columns["ends"], columns["counts"]
+
+    def is_counted(part: slice) -> Flags:
+        return np.asarray(counts[part] == ends[part] - starts[part])
+
     if "shapes" in columns:  # of one axis; a scalar has the shape (0,)
-        shapes = columns["shapes"][:count]
-        counts = counts[: len(shapes)]
-        return _and(is_counted, (shapes == counts) | ((shapes == 0) & (counts == 1)))
+        shapes = columns["shapes"]
+        return [is_counted, lambda part: (shapes[part] == counts[part]) | ((shapes[part] == 0) & (counts[part] == 1))]
     begins, stops, values = columns["shape_starts"], columns["shape_ends"], columns["shape_values"]
-    placed = _is_placed(begins, stops, len(values))
-    found = _beginning(_and(is_counted, placed))
-    products = [int(np.prod(values[begins[i] : stops[i]])) for i in range(found)]
-    is_scalar = (counts[:found] == 1) & (np.array(products, np.int64) == 0) & (stops[:found] - begins[:found] == 1)
-    return np.asarray((np.array(products, np.int64) == counts[:found]) | is_scalar)
+
+    def has_shape(part: slice) -> Flags:
+        bounds = zip(begins[part].tolist(), stops[part].tolist(), strict=True)
+        products = np.array([int(np.prod(values[begin:stop])) for begin, stop in bounds], np.int64)
+        is_scalar = (counts[part] == 1) & (products == 0) & (stops[part] - begins[part] == 1)
+        return np.asarray((products == counts[part]) | is_scalar)
+
+    return [is_counted, _Placed(begins, stops, len(values)), has_shape]
 
 
 def _readable(folder: str, found: Manifest, starts: Column, ends: Column, length: int) -> int:

@@ -1,7 +1,8 @@
 """A map as a list: everything that can be done to it, with faults, and what it has to show then.
 
 `machine.Machine` does the rules in any order to one folder and several handles; `kinds.KINDS` says what it has to know
-of each kind of map. The parts inherit from each other: `state.State`, then `writing` and `building`, then `machine`.
+of each kind of map. The parts inherit from each other: `state.State`, then `writing`, `building` and `moving`, then
+`machine`.
 """
 
 from hypothesis import HealthCheck, Phase, settings

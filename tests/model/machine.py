@@ -12,11 +12,12 @@ from mmap_ninja.errors import MapChangedError
 from model.building import Building
 from model.indexing import check_index, indices
 from model.kinds import same
+from model.moving import Moving
 from model.state import Handle
 from model.writing import Writing
 
 
-class Machine(Writing, Building):
+class Machine(Writing, Building, Moving):
     """Anything in any order: what writes, what builds, what reads, and handles that come and go."""
 
     # Handles.
@@ -106,7 +107,8 @@ class Machine(Writing, Building):
             handle.m._is_unsynced = False
             handle.m.close()
         self.count("machines")
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in [self.folder, *self.folder.parent.glob(f"{self.folder.name} away *")]:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def length_of(sample: object) -> int:

@@ -247,6 +247,8 @@ class State(RuleBasedStateMachine):
         if self.current is None and self.part is not None and self.part.samples:
             return PartBuiltError
         there = self.part if self.current is None else self.current
+        if self.current is None and self.part is not None and handle.stored is not None and not handle.stored.samples:
+            return None  # neither the handle nor the build has a sample that could be lost
         if handle.stored is not None and handle.stored is not there:
             return MapChangedError
         return None

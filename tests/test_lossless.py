@@ -569,7 +569,7 @@ def test_a_sequence_is_stored_as_a_list_is(path, kind):
         (HandsOut(np.arange(2)), [0, 1]), ([HandsOut(np.arange(2)), [5, 6]], [[0, 1], [5, 6]]),
         (collections.deque(), []),
     ],
-    ids=repr,
+    ids=["range", "array", "memoryview", "bytearray", "buffers", "what hands out an array", "these in a list", "deque"],
 )  # fmt: skip
 def test_other_sequences_and_buffers(path, sample, stored):
     assert RaggedMmap.from_lists(path, [np.zeros(1), sample])[1].tolist() == stored

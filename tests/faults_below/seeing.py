@@ -13,7 +13,7 @@ from faults_below.library import VARIABLE, Fault, Library
 
 C = ctypes.CDLL(None, use_errno=True)
 FICLONE = 0x40049409
-LIBRARY = Library(os.environ[VARIABLE])
+LIBRARY: Library  # of this process, where it is run
 
 
 def calls(folder: Path, fd: int) -> dict[str, list[Callable[[], object]]]:
@@ -99,6 +99,7 @@ def is_seen(operation: str, act: Callable[[], object], fd: int) -> None:
 
 
 if __name__ == "__main__":
+    LIBRARY = Library(os.environ[VARIABLE])
     root = Path(sys.argv[1]) / "map"
     LIBRARY.watch(root.parent)
     root.mkdir()

@@ -352,7 +352,7 @@ def test_an_index_of_many_axes(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ASKED)
 def test_columns_of_many_axes(name: str, tmp_path: Path) -> None:
     """Format 1 says where the shape of each sample lies: all samples may have the same one, of 63 axes."""
-    rows, folder = 100_000, tmp_path / "map"
+    rows, folder = 300_000, tmp_path / "map"
     unpack(made_by_0_9()["mixed"], folder)
     columns = {"starts": 0, "ends": 0, "flattened_shapes": 0, "shapes/starts": 0, "shapes/ends": 63}
     columns |= {"shapes/flattened_shapes": 63, "shapes/shapes": 63}

@@ -369,6 +369,9 @@ def test_windows_that_no_array_can_have(tmp_path):
         windows(RaggedMmap.from_lists(tmp_path / "large", [np.zeros((2**59, 0))] * 3, sync=False), 2**59)[:]
     with pytest.raises(ArgumentError, match=r"no array can have the shape \(4611686018427387904,\) of a window"):
         windows(RaggedMmap.from_lists(tmp_path / "rows", [[1, 2]], sync=False), 2**62)
+    dense = DenseMmap.from_ndarray(tmp_path / "dense", np.zeros((2, 3)), sync=False)
+    with pytest.raises(ArgumentError, match=r"no array can have the shape \(4611686018427387904,\) of a window"):
+        windows(dense, 2**62)
 
 
 def test_an_empty_map_has_no_windows(tmp_path):

@@ -387,7 +387,7 @@ class Reading(Indexed):
         ndim, starts, sizes = snapshot.index.ndim, [], []
         for table in self._tables(snapshot, found):
             shapes = table[:, 1 : 1 + ndim]
-            starts.append(table[:, 0])
+            starts.append(table[:, 0].copy())  # of the table nothing else stays
             sizes.append(np.where(shapes < 0, 1, shapes).prod(axis=1, dtype=np.int64))
         return joined(starts), joined(sizes)
 

@@ -54,7 +54,8 @@ class Windows(View):
             )
         if source._opened().manifest.codec is not None:
             raise ArgumentError("the map is compressed: each window would decompress its whole sample")
-        shape, itemsize = self._grid.shape or (), source._opened().manifest.itemsize  # its errors are raised here
+        shape = self._grid.shape or ()  # its errors are raised here
+        itemsize = 8 if source.dtype is None else source.dtype.itemsize
         if math.prod(max(axis, 1) for axis in shape) * itemsize >= 2**63:
             raise ArgumentError(f"no array can have the shape {shape} of a window; take a shorter length")
 

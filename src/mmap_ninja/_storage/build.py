@@ -293,10 +293,17 @@ class Build(Writer):
             return True
         except (OSError, MapChangedError):  # the error that led here is the one to hear of
             if is_lost:
-                with suppress(OSError, MapChangedError):
-                    remove_files(self.lock, self.state.names())
-                    remove_files(self.lock, [BUILDING])  # last: files that it does not name would be those of others
+                self._remove_all()
             return False
+
+    def _remove_all(self) -> None:
+        """Remove the files of the build, then what names them: without that, they would be those of others."""
+        names = self.state.names()
+        for name in names:
+            sweep(self.lock, [name])
+        with suppress(OSError, MapChangedError):
+            if not any(disk.exists(os.path.join(self.folder, name)) for name in names):
+                remove_files(self.lock, [BUILDING])
 
 
 def _committed(folder: str, keys: Keys) -> Manifest | None:

@@ -86,6 +86,8 @@ def undo(lock: Lock, *, is_new: bool) -> None:
             unmark(lock)
         if is_new:
             lock.check()
-            disk.remove(lock.folder, LOCK)
-            disk.remove_empty_folder(lock.folder)
-            lock.release()  # of a file that is gone
+            try:
+                disk.remove(lock.folder, LOCK)
+                disk.remove_empty_folder(lock.folder)
+            finally:
+                lock.release()  # of a file that is gone, perhaps also where an error says that it is not

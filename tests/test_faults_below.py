@@ -20,7 +20,7 @@ from faults_below.reading import EVERYTHING, SHORT
 from faults_below.trial import Trial
 
 TESTS = Path(__file__).parent
-SEED, TRIALS, LONG_TRIALS = 1, 300, 20_000
+SEED, TRIALS, LONG_TRIALS = 1, 200, 20_000
 _MISSING = library.missing()
 pytestmark = pytest.mark.skipif(_MISSING is not None, reason=str(_MISSING))
 
@@ -60,7 +60,7 @@ def judged(found: list[dict], count: int, record: Callable[[str, object], None])
     record("committed", dict(told))
     assert not problems(found), problems(found)
     assert sum(line["trials"] for line in found) == count
-    assert set(told) == {"False", "True", "None"}
+    assert {"False", "True"} <= set(told)
     assert told.total() > count / 3
     assert told["None"] < told.total() / 10  # an error that never knows would never be wrong
 

@@ -237,8 +237,15 @@ def test_an_expected_length_is_a_number(m: RaggedMmap) -> None:
         m.append(ROWS[0], expected_length="2")
 
 
-@pytest.mark.parametrize("name", ["close", "close_read"])
-@pytest.mark.parametrize("act", [lambda m: m.extend(NEW), lambda m: setattr(m, "metadata", {"a": 1})])
+def change_metadata(m: RaggedMmap) -> None:
+    m.metadata = {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("act", "name"),
+    [(lambda m: m.extend(NEW), name) for name in ("close", "close_read", "close_kept")]
+    + [(change_metadata, name) for name in ("close_read", "close_kept")],
+)
 def test_ctrl_c_while_files_are_closed(
     m: RaggedMmap, act: Callable[[RaggedMmap], object], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import sys
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -78,25 +79,25 @@ def open_to_read(path: str) -> tuple[int, int]:
     return fd, _looked_at(fd, path).st_size
 
 
-def _open(path: str, flags: int) -> int:
-    """Open a file; a Ctrl-C that comes right after that loses no descriptor.
+def _open(path: str, flags: int, keep: list[int] | None = None) -> int:
+    """Open a file; a Ctrl-C that comes right after that loses no descriptor: it is in `keep`, or closed.
 
     Python looks for signals when a call returns, before its result has a name. `extend` keeps the result first.
     """
-    found: list[int] = []
+    found: list[int] = [] if keep is None else keep
     try:
         found.extend(map(os.open, (path,), (flags,), (0o666,)))
     except BaseException:
-        for fd in found:
+        for fd in found if keep is None else ():
             close_read(fd)
         raise
-    return found[0]
+    return found[-1]
 
 
-def _opened(path: str, flags: int) -> int:
+def _opened(path: str, flags: int, keep: list[int] | None = None) -> int:
     """A descriptor of the file, if no symbolic link leads there."""
     try:
-        return _open(path, flags)
+        return _open(path, flags, keep)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -259,33 +260,48 @@ def make_folder(path: str) -> None:
             raise
 
 
-def create_temporary(path: str) -> int:
-    """Create a file that is never mapped and never read in place, such as the next manifest.
+def create_temporary(path: str, keep: list[int] | None = None) -> int:
+    """Create a file that is never mapped and never read in place, such as the next manifest; `keep` as `open_to_write`.
 
     One of that name is a leftover, whatever it holds: a power cut leaves anything in what was not synced. It is
     removed, not written over: after another power cut, the old content could be back under the new name.
     """
     try:
-        return _open_to_change(path, os.O_CREAT | os.O_EXCL)
+        return _open_to_change(path, os.O_CREAT | os.O_EXCL, keep)
     except FileExistsError:
         if not is_regular(path):
             raise ForeignFileError(f"{path} is no regular file, but has the name of one of a map's files") from None
     with explained(path):
         os.unlink(path)
-    return _open_to_change(path, os.O_CREAT | os.O_EXCL)
+    return _open_to_change(path, os.O_CREAT | os.O_EXCL, keep)
 
 
-def open_to_write(path: str, create: bool = False) -> int:
-    """Open a file to write to it in place; `create` makes one that is missing, and never cuts one that is there."""
-    return _open_to_change(path, os.O_CREAT if create else 0)
+def open_to_write(path: str, create: bool = False, keep: list[int] | None = None) -> int:
+    """Open a file to write to it in place; `create` makes one that is missing, and never cuts one that is there.
+
+    `keep` is a list that has the descriptor from the moment that there is one, for `close_kept`.
+    """
+    return _open_to_change(path, os.O_CREAT if create else 0, keep)
 
 
-def _open_to_change(path: str, flags: int) -> int:
+def _open_to_change(path: str, flags: int, keep: list[int] | None) -> int:
     with explained(path):
-        fd = _opened(path, os.O_RDWR | flags | _BASE_FLAGS)
-    status = _looked_at(fd, path)  # a FIFO or a device under one of our names is not written to
+        fd = _opened(path, os.O_RDWR | flags | _BASE_FLAGS, keep)
+    try:
+        status = _looked_at(fd, path)  # a FIFO or a device under one of our names is not written to
+    except BaseException:  # it is closed
+        if keep is not None:
+            keep.clear()
+        raise
     _paths[fd], _statuses[fd] = path, status
     return fd
+
+
+def close_kept(keep: list[int]) -> None:
+    """Close the descriptor in a list, which has none then: no Ctrl-C comes between the two."""
+    path = _paths.get(keep[0], "")
+    with explained(path):
+        deque(map(os.close, map(list.pop, (keep,))), maxlen=0)
 
 
 def close(fd: int) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import chain
 from types import MappingProxyType, TracebackType
 
 from mmap_ninja._storage import disk
@@ -31,16 +33,18 @@ except ImportError:  # Windows: best effort, no lock
     _flock, _EXCLUSIVE, _UNLOCK = None, 0, 0
 
 LOCK = ".lock"
-_held: set[int] = set()
+_held: list[list[int]] = []  # the descriptors of all locks; those that an interrupt has left behind are empty
 _is_changing = threading.RLock()  # no fork falls between opening a descriptor and knowing of it
 
 
 def _close_in_child() -> None:
     # A forked worker must not keep its parent's lock alive. Closing a copy does not release it (flock).
     try:
-        for fd in _held:
+        for fd in chain.from_iterable(_held):
             with suppress(OSError):
                 os.close(fd)
+        for fds in _held:
+            fds.clear()
         _held.clear()
     finally:
         _is_changing.release()
@@ -72,10 +76,12 @@ class Lock:
     wait). Raises `MapLockedError`.
     """
 
+    _owner = 0  # no process: an interrupt may come before anything else is set
+
     def __init__(self, folder: str, timeout: float = 0.0, *, at_once: bool = True) -> None:
         self.folder, self.was_shared = folder, False  # by a hard-linked copy of the folder
         self._path, self._timeout, self._owner = os.path.join(folder, LOCK), timeout, os.getpid()
-        self._fd: int | None = None
+        self._fds: list[int] = []  # that of the file, from the moment that it is open
         self._identity = (0, 0)
         given: object = timeout
         if not isinstance(given, int | float) or isinstance(given, bool) or given != given:  # NaN waits for ever
@@ -86,7 +92,7 @@ class Lock:
     @property
     def is_held(self) -> bool:
         """True between `acquire` and `release`."""
-        return self._fd is not None
+        return bool(self._fds)
 
     def acquire(self) -> None:
         """Lock the folder."""
@@ -99,7 +105,7 @@ class Lock:
                         f"{self.folder} is being written by another process or handle; wait for it with timeout=seconds"
                     )
                 time.sleep(min(0.01, max(self._timeout, 0.0)))
-            if self._fd is not None and disk.had_links(self._fd):
+            if self._fds and disk.had_links(self._fds[0]):
                 self._take_apart()
         except BaseException:
             self.release()
@@ -141,16 +147,16 @@ class Lock:
 
     def _open(self) -> None:
         with _is_changing:
-            self._fd = disk.open_to_write(self._path, create=True)
-            _held.add(self._fd)
-        self._identity = disk.identity(self._fd)
+            _held.append(self._fds)
+            fd = disk.open_to_write(self._path, create=True, keep=self._fds)
+        self._identity = disk.identity(fd)
 
     def _is_here(self) -> bool:
-        return self._fd is not None and disk.is_at(self._identity, self._path)
+        return self.is_held and disk.is_at(self._identity, self._path)
 
     def _is_locked_here(self) -> bool:
         """Lock the file that has the name now, unless another writer has locked it."""
-        while self._fd is not None and _is_locked(self._fd, self._path):
+        while self._fds and _is_locked(self._fds[0], self._path):
             if self._is_here():
                 return True
             self.release()
@@ -165,25 +171,28 @@ class Lock:
 
         The new one is held before it has the name. Who waits for the old one finds that it is not there any more.
         """
-        shared, self._fd, self.was_shared = self._fd, None, True
+        shared, self._fds, self.was_shared = self._fds, [], True
         try:
             with _is_changing:
-                self._fd = disk.create_temporary(self._path + NEXT)
-                _held.add(self._fd)
-            self._identity = disk.identity(self._fd)
-            _is_locked(self._fd, self._path)
+                _held.append(self._fds)
+                fd = disk.create_temporary(self._path + NEXT, keep=self._fds)
+            self._identity = disk.identity(fd)
+            _is_locked(fd, self._path)
             disk.replace(self._path + NEXT, self._path)
         finally:
             _release(shared)
 
     def release(self) -> None:
         """Let the next writer in; a second call does nothing."""
-        fd, self._fd = self._fd, None
         if self._owner == os.getpid():  # a forked child has closed it already
-            _release(fd)
+            _release(self._fds)
 
     def __del__(self) -> None:  # an interrupt may have fallen between two lines of who held it
-        self.release()
+        try:
+            self.release()
+        except KeyboardInterrupt:  # nothing that is raised here reaches anyone
+            self.release()
+            _thread.interrupt_main()
 
     def __enter__(self) -> Lock:
         return self
@@ -209,16 +218,12 @@ def _is_locked(fd: int, path: str) -> bool:
     return True
 
 
-def _release(fd: int | None) -> None:
-    """Unlock and close the file of a lock."""
-    if fd is None or fd not in _held:
-        return
-    with _is_changing:
-        try:
-            with suppress(OSError):
-                if _flock is not None:  # a child between fork and exec has a copy, which closing would not unlock
-                    _flock(fd, _UNLOCK)
-        finally:
-            _held.discard(fd)
-            with suppress(OSError):
-                disk.close(fd)
+def _release(fds: list[int]) -> None:
+    """Unlock and close the file of a lock; whatever interrupts that, it can be done again."""
+    if fds:
+        with suppress(OSError):
+            if _flock is not None:  # a child between fork and exec has a copy, which closing would not unlock
+                _flock(fds[0], _UNLOCK)
+        with _is_changing, suppress(OSError):
+            disk.close_kept(fds)
+            _held.remove(fds)

@@ -32,7 +32,7 @@ from mmap_ninja import (
     verify,
 )
 from mmap_ninja._storage import build
-from mmap_ninja.errors import MapNotFoundError, PartBuiltWarning
+from mmap_ninja.errors import MapCorruptError, MapNotFoundError, PartBuiltWarning
 from old import run_old
 from plain_reader import same
 
@@ -420,6 +420,10 @@ def opened(folder: Path) -> tuple[Mmap | None, bool]:
         try:
             m = open_map(folder)
         except MapNotFoundError:
+            return None, False
+        except MapCorruptError as error:
+            if "a backup that was interrupted" not in str(error):
+                raise
             return None, False
     return m, any(issubclass(warning.category, PartBuiltWarning) for warning in caught)
 

@@ -19,6 +19,7 @@ CHANGES = (
     "create_temporary",
     "open_to_write",
     "close",
+    "close_kept",
     "write_at",
     "clone",
     "copy_range",
@@ -111,7 +112,7 @@ class Disk:
         at = len(self.calls)
         self.calls.append(self._described(name, args))
         moment = self._strike.moment if self._strike is not None and self._strike.at == at else None
-        if moment == "before" and name != "close":
+        if moment == "before" and name not in ("close", "close_kept"):
             self._fault()
         if moment == "half" and name == "copy_range":
             source, fd, start, size, path = args
@@ -137,6 +138,8 @@ class Disk:
             return Call(name, self._name(args[1]), args[2], args[3])
         if name == "cut":
             return Call(name, self._name(args[0]), args[1])
+        if name == "close_kept":
+            return Call("close", self._name(args[0][0]))
         if name in ("close", "sync", "sync_data"):
             return Call(name, self._name(args[0]))
         if name == "remove":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmap_ninja._storage import disk, legacy
+from mmap_ninja._storage import disk, half, legacy
 from mmap_ninja._storage.decode import decode
 from mmap_ninja._storage.flatfile import MappedFile, check_blocks
 from mmap_ninja._storage.index import FlatColumns, Index, PackedIndex, ShapeColumns, TextColumns
@@ -53,11 +53,19 @@ def find(folder: str, keys: Keys = DEFAULT_KEYS) -> Manifest | None:
     if manifest is None and (names := files_of_maps(folder)):
         manifest = read_json(folder, MANIFEST) or read_json(folder, BUILDING)  # made since it was looked for
         if manifest is None:
-            raise MapCorruptError(
-                f"{folder} holds {names[0]}, but no {MANIFEST}: an incomplete copy of a map, or files of another "
-                "program; copy the whole map again, or use another folder"
-            )
+            raise _incomplete(folder, names[0])
     return manifest
+
+
+def _incomplete(folder: str, name: str) -> MapCorruptError:
+    """What files of a map without a manifest are."""
+    what = f"{folder} holds {name}, but no {MANIFEST}: "
+    if half.marked(folder) is not None:
+        return MapCorruptError(what + "a backup that was interrupted; make it again")
+    return MapCorruptError(
+        what
+        + "an incomplete copy of a map, or files of another program; copy the whole map again, or use another folder"
+    )
 
 
 def is_still(folder: str, manifest: Manifest) -> bool:

@@ -48,7 +48,10 @@ def kept(sample: Any) -> Any:
 
 
 class Room:
-    """Memory for the bytes of one chunk of arrays after another; pages that were touched once cost nothing more."""
+    """Memory for the bytes of one chunk of arrays after another; pages that were touched once cost nothing more.
+
+    The large ones of a build are in none: they are written when they arrive.
+    """
 
     def __init__(self) -> None:
         self._small, self._segments = BytesIO(), list[memoryview]()

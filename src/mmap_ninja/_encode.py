@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -19,7 +19,11 @@ from mmap_ninja.errors import ArgumentTypeError, SampleError, SampleTypeError
 Array = np.ndarray[Any, np.dtype[Any]]
 Samples = Sequence[Any] | Array
 
+# From what the samples so far change in the state to a function that writes their bytes, and keeps nothing of them.
+Ahead = Callable[[Mapping[str, Any]], Callable[..., None]]
+
 _END = object()
+_FIRST = 1 << 20  # bytes that a new map has in memory before it changes anything on the disk
 _get_dtype, _get_shape = attrgetter("dtype"), attrgetter("shape")
 
 
@@ -32,10 +36,19 @@ class Gathered(NamedTuple):
 
 
 class ArrayEncoder:
-    """Turns chunks of samples into batches of arrays; an iterator's samples are taken one by one, as they arrive."""
+    """Turns chunks of samples into batches of arrays; an iterator's samples are taken one by one, as they arrive.
 
-    def __init__(self, finish: Callable[[Manifest, Gathered], Batch], *, has_one_shape: bool = False) -> None:
-        self._finish, self._has_one_shape = finish, has_one_shape
+    With `ahead`, large ones are written when they arrive, which needs no copy of them.
+    """
+
+    def __init__(
+        self,
+        finish: Callable[[Manifest, Gathered], Batch],
+        ahead: Ahead | None = None,
+        *,
+        has_one_shape: bool = False,
+    ) -> None:
+        self._finish, self._ahead, self._has_one_shape = finish, ahead, has_one_shape
         self._room: Room | None = None
 
     def __call__(self, state: Manifest, samples: Samples | Iterator[Any]) -> Batch:
@@ -54,10 +67,11 @@ class ArrayEncoder:
         return Gathered(dtype, shapes, joined(samples)) if _is_storable(dtype) else None
 
     def _arrived(self, state: Manifest, samples: Iterable[Any]) -> Gathered:
-        """Copy and check each sample before the next one is asked for."""
+        """Check each sample, and copy or write it, before the next one is asked for."""
         room = self._room = self._room or Room()
         room.clear()
         shapes, dtype, shape, coming = list[tuple[int, ...]](), state.dtype, state.sample_shape, iter(samples)
+        write, held = None, 0
         sample = next(coming, _END)
         while sample is not _END:
             array, is_own = _fitted(state, sample, dtype, len(shapes))
@@ -67,14 +81,26 @@ class ArrayEncoder:
                     what = SampleError(f"shape {array.shape}, expected {shape}; RaggedMmap takes any")
                     raise numbered(what, state, len(shapes))
                 shape = array.shape
-            room.take(raw(array)) if is_own else room.add(raw(array))
+            held, fixed = held + array.nbytes, shape if self._has_one_shape else None
             shapes.append(array.shape)
+            if self._ahead is not None and array.nbytes >= JOINED and (state.length or held >= _FIRST):
+                write = write or self._ahead(_changes(dtype, fixed))
+                write(*room.chunks(), raw(array))
+                room.clear()
+                sample = _large_ones(coming, write, dtype, fixed, shapes)
+                continue
+            room.take(raw(array)) if is_own else room.add(raw(array))
             if self._has_one_shape and array.nbytes >= JOINED:
                 sample = next(coming, _END)
             else:
-                sample = _plain_ones(coming, room, dtype, shape if self._has_one_shape else None, shapes)
+                sample = _plain_ones(coming, room, dtype, fixed, shapes)
         assert dtype is not None
         return Gathered(dtype, shapes, list(room.chunks()))
+
+
+def _changes(dtype: np.dtype[Any], shape: tuple[int, ...] | None) -> Mapping[str, Any]:
+    """What samples of this dtype, and of this shape if all have the same, set in the state of a new map."""
+    return {"dtype": dtype} if shape is None else {"dtype": dtype, "sample_shape": shape}
 
 
 def _plain_ones(
@@ -99,6 +125,26 @@ def _plain_ones(
             write(sample)
         except (BufferError, TypeError, ValueError):  # not contiguous, or of a dtype that no buffer can have
             return sample
+        add(found)
+    return _END
+
+
+def _large_ones(
+    samples: Iterator[Any],
+    write: Callable[..., None],
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...] | None,
+    shapes: list[tuple[int, ...]],
+) -> Any:
+    """As `_plain_ones`, for large ones, which are written."""
+    add, ndarray = shapes.append, np.ndarray
+    for sample in samples:
+        if type(sample) is not ndarray or (sample.dtype is not dtype and sample.dtype != dtype):
+            return sample
+        found = sample.shape
+        if sample.nbytes < JOINED or (shape is not None and found != shape):
+            return sample
+        write(raw(sample))
         add(found)
     return _END
 
@@ -164,7 +210,10 @@ def fit_in_place(manifest: Manifest, i: int, shape: tuple[int, ...], value: Any)
 
 def raw(array: Array) -> memoryview:
     """The bytes of an array in C order, without a copy where it has that order."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    try:
+        return memoryview(array).cast("B")  # type: ignore[arg-type]
+    except (BufferError, TypeError, ValueError):  # not contiguous, of no elements, or of a dtype that has no `cast`
+        return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def joined(arrays: Samples) -> list[Buffer]:

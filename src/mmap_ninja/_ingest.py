@@ -12,6 +12,8 @@ from mmap_ninja.errors import ArgumentError, ArgumentTypeError, noted
 if TYPE_CHECKING:
     from mmap_ninja._worker import Task
 
+Chunks = Iterator[Iterator[Any]] | Iterator[list[Any]]
+
 _TASKS_PER_WORKER = 4  # parts of a batch for each, so that slow samples do not keep the others waiting
 
 
@@ -54,6 +56,11 @@ def chunks(samples: Iterable[Any], size: int) -> Iterator[Iterator[Any]]:
         yield chain((first,), islice(iterator, size - 1))
 
 
+def _slices(samples: list[Any], start: int, size: int) -> Iterator[list[Any]]:
+    """Parts of `size` samples, from number `start` on, of a list: no code of the user's runs between two of them."""
+    return (samples[first : first + size] for first in range(start, len(samples), size))
+
+
 def _ending(samples: Iterable[Any]) -> Iterator[Any]:
     """The samples up to the first end: as a generator, it ends for good; errors tell the number of the sample."""
     number = 0
@@ -73,8 +80,11 @@ def length_of(samples: Any) -> int | None:
         return None
 
 
-def from_iterable(samples: Iterable[Any], start: int, verbose: bool, size: int) -> Iterator[Iterator[Any]]:
+def from_iterable(samples: Iterable[Any], start: int, verbose: bool, size: int) -> Chunks:
     """Chunks of `size` samples, from number `start` on; those before are taken and dropped."""
+    if type(samples) is list and not verbose:
+        _check_source(len(samples), start)
+        return _slices(samples, start, size)
     source = _ending(samples)
     _check_source(sum(1 for _ in islice(source, start)), start)
     return chunks(progress(source, verbose, length_of(samples), start), size)
@@ -89,18 +99,18 @@ def _check_source(length: int, start: int) -> None:
 
 
 @contextmanager
-def from_indexable(
-    indexable: Any, n_jobs: int | None, verbose: bool, size: int
-) -> Iterator[Callable[[int], Iterator[Iterator[Any]]]]:
+def from_indexable(indexable: Any, n_jobs: int | None, verbose: bool, size: int) -> Iterator[Callable[[int], Chunks]]:
     """A function from `start` to chunks of `size` samples `indexable[i]`, or `indexable(i)`, from that number on.
 
     They go on until its length, or its first `IndexError`. At the end of the `with` block no process is left.
     """
     with ExitStack() as stack:
 
-        def begin(start: int) -> Iterator[Iterator[Any]]:
+        def begin(start: int) -> Chunks:
             load, total = loader(indexable), length_of(indexable)
             _check_source(start if total is None else total, start)
+            if type(indexable) is list and n_jobs in (None, 1) and not verbose:
+                return _slices(indexable, start, size)
             samples = (
                 _one_by_one(load, start, total)
                 if n_jobs is None or n_jobs == 1

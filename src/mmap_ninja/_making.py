@@ -15,7 +15,7 @@ from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.manifest import Manifest
 from mmap_ninja._storage.writer import new_id
 from mmap_ninja._writing import Writing, json_values
-from mmap_ninja.errors import ArgumentTypeError, Outcome
+from mmap_ninja.errors import BEFORE_COMMIT, ArgumentTypeError, Outcome
 from mmap_ninja.indexing import boolean, integer
 
 
@@ -73,8 +73,8 @@ class Making(Writing):
     ) -> Any:
         """Make a map from an iterable of samples, of which at most `batch_size` are in memory at once.
 
-        Each sample is checked and copied when it arrives, so the generator may hand out one buffer again and again.
-        It is not asked again after its end.
+        Each sample is checked, and copied or written, when it arrives, so the generator may hand out one buffer again
+        and again. It is not asked again after its end.
 
         What is in `out_dir` stays whole until the new map takes its place, durable, at the end. If the generator
         raises or the process dies, the part that was built can be read (with a `PartBuiltWarning`) and finished by
@@ -135,9 +135,10 @@ class Making(Writing):
         plan.check(cls)
         with Outcome() as outcome:
             with Build(folder, plan.template, plan.keys(), resume=resume, timeout=timeout) as build:
-                encode = cls._encoder(build.dictionary(), plan.dictionary_size)
-                for samples in batches(build.state.length):
-                    build.append(encode(build.state, samples))
+                with BEFORE_COMMIT:  # whatever a source says of calls of its own
+                    encode = cls._encoder(build.dictionary(), plan.dictionary_size, build.ahead)
+                    for samples in batches(build.state.length):
+                        build.append(encode(build.state, samples))
                 build.finish(sync=sync)
                 outcome.committed = True
             made = cls(out_dir, **plan.opening)  # type: ignore[call-arg]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmap_ninja._arrival import kept, lent
-from mmap_ninja._encode import Samples
+from mmap_ninja._encode import Ahead, Samples
 from mmap_ninja._reading import WRITE_MODES, Reading
 from mmap_ninja._storage.build import change_map, writing
 from mmap_ninja._storage.inplace import InPlace
@@ -51,8 +51,11 @@ class Writing(Reading):
 
     @classmethod
     @abstractmethod
-    def _encoder(cls, dictionary: bytes | None, dictionary_size: int | None) -> Encoder:
-        """The function that converts and checks samples for a map in the given state."""
+    def _encoder(cls, dictionary: bytes | None, dictionary_size: int | None, ahead: Ahead | None = None) -> Encoder:
+        """The function that converts and checks samples for a map in the given state.
+
+        `ahead` takes the bytes of large ones before their batch is complete.
+        """
 
     @abstractmethod
     def _new_bytes(self, snapshot: Snapshot, i: int, value: Any) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmap_ninja._arrival import JOINED
-from mmap_ninja._encode import Array, Samples, numbered
+from mmap_ninja._encode import Ahead, Array, Samples, numbered
 from mmap_ninja._ingest import chunks, progress
 from mmap_ninja._making import Plan, template
 from mmap_ninja._reading import AnyPath, check_window, part
@@ -119,7 +119,7 @@ class BytesMmap(Mmap):
         return Plan(made, {"mode": mode, **opening}, zstd_train_dictionary_size)
 
     @classmethod
-    def _encoder(cls, dictionary: bytes | None, dictionary_size: int | None) -> Encoder:
+    def _encoder(cls, dictionary: bytes | None, dictionary_size: int | None, ahead: Ahead | None = None) -> Encoder:
         return BytesEncoder(cls._raw, dictionary, dictionary_size)
 
     @staticmethod

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmap_ninja import gather, lossless
-from mmap_ninja._encode import Array, ArrayEncoder, Gathered, Samples, fit_in_place, raw, storable
+from mmap_ninja._encode import Ahead, Array, ArrayEncoder, Gathered, Samples, fit_in_place, raw, storable
 from mmap_ninja._making import Plan, plan_of_arrays
 from mmap_ninja._reading import AnyPath
 from mmap_ninja._storage.index import Table
@@ -87,8 +87,8 @@ class DenseMmap(Mmap):
         return plan_of_arrays(DENSE, **options)
 
     @classmethod
-    def _encoder(cls, dictionary: bytes | None, dictionary_size: int | None) -> Encoder:
-        return DenseEncoder()
+    def _encoder(cls, dictionary: bytes | None, dictionary_size: int | None, ahead: Ahead | None = None) -> Encoder:
+        return DenseEncoder(ahead)
 
     def _reader(self, snapshot: Snapshot) -> Callable[[int], Any]:
         array, length = _samples(snapshot), snapshot.length
@@ -194,8 +194,8 @@ def values(snapshot: Snapshot) -> Array:
 class DenseEncoder(ArrayEncoder):
     """Converts and checks samples of one shape, or all at once an array `(n, *sample_shape)` of them."""
 
-    def __init__(self) -> None:
-        super().__init__(_batch, has_one_shape=True)
+    def __init__(self, ahead: Ahead | None = None) -> None:
+        super().__init__(_batch, ahead, has_one_shape=True)
 
     def __call__(self, state: Manifest, samples: Samples | Iterator[Any]) -> Batch:
         """Convert and check one chunk. Raises `SampleError` and `SampleTypeError`."""

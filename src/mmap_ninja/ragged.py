@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmap_ninja._encode import Array, ArrayEncoder, Gathered, fit_in_place
+from mmap_ninja._encode import Ahead, Array, ArrayEncoder, Gathered, fit_in_place
 from mmap_ninja._making import Plan, plan_of_arrays
 from mmap_ninja._reading import AnyPath
 from mmap_ninja._storage.index import MISSING, MISSING_IN_ROW, OUT_OF_RANGE
@@ -112,8 +112,8 @@ class RaggedMmap(Mmap):
         return plan_of_arrays(RAGGED, **options)
 
     @classmethod
-    def _encoder(cls, dictionary: bytes | None, dictionary_size: int | None) -> Encoder:
-        return ArrayEncoder(_batch)
+    def _encoder(cls, dictionary: bytes | None, dictionary_size: int | None, ahead: Ahead | None = None) -> Encoder:
+        return ArrayEncoder(_batch, ahead)
 
     def _reader(self, snapshot: Snapshot) -> Callable[[int], Any]:
         manifest = snapshot.manifest

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import MappingProxyType, TracebackType
 from typing import Any
 
 from mmap_ninja._storage import disk
-from mmap_ninja._storage.commit import Appends, Opened, append, publish, remove_files, sweep, undone, write_manifest
+from mmap_ninja._storage.commit import (
+    Ahead,
+    Appends,
+    Opened,
+    append,
+    cut_back,
+    publish,
+    remove_files,
+    sweep,
+    undone,
+    write_manifest,
+)
 from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
 from mmap_ninja._storage.lock import LOCK, Lock
 from mmap_ninja._storage.manifest import (
@@ -106,7 +117,7 @@ class Build(Writer):
     """Makes a map beside whatever is there, and puts it in its place when it is finished.
 
     `template` says what the map will be; `resume` goes on with a build that was interrupted, if there is one.
-    Nothing on the disk changes before the first batch, so that a bad first sample leaves no trace. Leaving the
+    Nothing on the disk changes before the first bytes come, so that a bad first sample leaves no trace. Leaving the
     `with` block unfinished keeps what was committed to `building.json`.
     """
 
@@ -126,6 +137,7 @@ class Build(Writer):
         self._has_begun, self._owner = False, os.getpid()
         self._opened = Opened(self.lock)
         self._is_resumable = lock is None  # a first `append` is done again, not resumed
+        self._ahead: Ahead | None = None  # what was written of the next batch
         self._due = 0.0  # when the next manifest is written
         try:
             if not self.lock.is_held and disk.exists(os.path.join(folder, LOCK)):
@@ -202,6 +214,18 @@ class Build(Writer):
             obsolete=state.obsolete,
         )
 
+    def ahead(self, changes: Mapping[str, Any]) -> Callable[..., None]:
+        """A function that writes the first bytes of the next batch, of which only the others are to be its `chunks`.
+
+        They lie where no reader looks, and count when that batch is appended; if it never is, they are cut off.
+        `changes` are those of the batch, as far as the header of the data needs them.
+        """
+        if not self._has_begun:
+            self._begin()
+        with undone(self.state, self._opened):
+            self._ahead = Ahead(self.state if self.state.length else replace(self.state, **changes), self._opened)
+        return self._ahead.write
+
     def append(self, batch: Batch, *, sync: bool = False) -> None:
         """Write a batch; syncs come at the end, for everything at once."""
         if not self._has_begun:
@@ -211,8 +235,9 @@ class Build(Writer):
     def _commit(self, new: Manifest, appends: Appends, *, sync: bool) -> None:
         with undone(self.state, self._opened):
             for role, chunks in appends.items():
-                new = append(new, role, chunks, self._opened)
-        self.state = new
+                ahead = self._ahead if role == DATA else None
+                new = append(new, role, chunks, self._opened) if ahead is None else ahead.finish(new, chunks)
+        self.state, self._ahead = new, None if appends else self._ahead
         if not appends or new.obsolete or (self._is_resumable and time.monotonic() >= self._due):
             self._save()
 
@@ -272,11 +297,21 @@ class Build(Writer):
             try:
                 if os.getpid() != self._owner:
                     return  # a forked child that leaves its parent's build
+                if error is not None and self._ahead is not None:
+                    self._cut_ahead()
                 if error is not None and self._opened and (self._is_resumable or isinstance(error, SyncError)):
                     self._keep(is_lost=isinstance(error, SyncError))
                 self.lock.explain(error)
             finally:
                 self._release()
+
+    def _cut_ahead(self) -> None:
+        """Give back the room of a batch that was not appended; where it was the first one, there is no build."""
+        with suppress(OSError):  # the error that led here is the one to hear of
+            cut_back(self.state, self._opened)
+            if self.state.length == 0:
+                self._opened.close()
+                self._remove_all()
 
     def _keep(self, *, is_lost: bool) -> bool:
         """Save what there is to resume from; what a failed sync has lost must not stay as it was saved last.

@@ -25,10 +25,11 @@ import numpy as np
 from mmap_ninja._storage import disk
 from mmap_ninja._storage.decode import decode
 from mmap_ninja._storage.disk import Buffer
-from mmap_ninja._storage.flatfile import BLOCK, appended, npy_header
+from mmap_ninja._storage.flatfile import BLOCK, Growing, appended, npy_header
 from mmap_ninja._storage.lock import Lock
 from mmap_ninja._storage.manifest import (
     BUILDING,
+    DATA,
     DICTIONARY,
     INDEX,
     MANIFEST,
@@ -186,15 +187,20 @@ def undone(state: Manifest, opened: Opened) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        ends = {file.name: file.end for file in state.files.values()}
-        ends |= {file.crc_name: 4 * (file.size // BLOCK) for file in state.files.values()}
         try:
-            for name, fd in opened.items():
-                disk.cut(fd, ends.get(name, 0))
+            cut_back(state, opened)
         except OSError:  # the error that led here is the one to hear of
             if isinstance(error, SyncError):
                 error.is_uncut = True
         raise
+
+
+def cut_back(state: Manifest, opened: Opened) -> None:
+    """Cut the open files back to where `state` ends."""
+    ends = {file.name: file.end for file in state.files.values()}
+    ends |= {file.crc_name: 4 * (file.size // BLOCK) for file in state.files.values()}
+    for name, fd in opened.items():
+        disk.cut(fd, ends.get(name, 0))
 
 
 def write_manifest(lock: Lock, state: Manifest, to: str, *, sync: bool) -> None:
@@ -312,10 +318,43 @@ def append(state: Manifest, role: str, chunks: Sequence[Buffer], opened: Opened)
     if file.size == 0 and file.offset:
         disk.write_at(fd, [npy_header(*state.layout(role))], 0)
     disk.write_at(fd, chunks, file.end)
+    _append_crcs(file, crcs, opened)
+    return state
+
+
+def _append_crcs(file: File, crcs: bytes, opened: Opened) -> None:
+    """Write the checksums of the blocks that were completed after the `file` as it was before."""
     if crcs:
         fd = opened.file(file.crc_name, create=file.size < BLOCK)
         disk.write_at(fd, [crcs], 4 * (file.size // BLOCK))
-    return state
+
+
+class Ahead:
+    """Bytes that are written behind the end of the data before all of their batch is known; commits nothing.
+
+    `state` has the fields that this batch sets. The files stay open in `opened`.
+    """
+
+    def __init__(self, state: Manifest, opened: Opened) -> None:
+        self._file, self._opened = with_header(state, DATA), opened
+        if self._file.size == 0:  # it is made, with its header
+            append(state.with_files(**{DATA: self._file}), DATA, [], opened)
+        self._fd, self._growing = opened.file(self._file.name), Growing(self._file)
+
+    def write(self, *chunks: Buffer) -> None:
+        """Write chunks, of which nothing is kept."""
+        at = self._growing.end
+        for chunk in chunks:
+            self._growing.add(chunk)
+        disk.write_at(self._fd, chunks, at)
+
+    def finish(self, state: Manifest, chunks: Sequence[Buffer]) -> Manifest:
+        """Write the last chunks; returns the state with all that was written."""
+        if chunks:
+            self.write(*chunks)
+        file, crcs = self._growing.done()
+        _append_crcs(self._file, crcs, self._opened)
+        return state.with_files(**{DATA: file})
 
 
 def checksum(lock: Lock, file: File, values: memoryview) -> File:

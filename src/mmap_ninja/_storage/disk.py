@@ -339,8 +339,11 @@ def write_at(fd: int, chunks: Sequence[Buffer], offset: int) -> None:
     views = [memoryview(chunk) for chunk in chunks]
     first = 0
     while first < len(views):
-        with explained(_paths[fd]):
+        try:
             written = _write_once(fd, views[first : first + _AT_ONCE], offset)
+        except OSError:
+            with explained(_paths[fd]):  # only here, as it takes as long as a small write
+                raise
         offset += written
         while first < len(views) and written >= len(views[first]):
             written -= len(views[first])

@@ -6,7 +6,7 @@ import mmap
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -97,19 +97,39 @@ def _access(is_private: bool) -> dict[str, int]:
     return {"flags": mmap.MAP_PRIVATE | _NORESERVE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
 
 
-def appended(file: File, chunks: Sequence[Buffer]) -> tuple[File, bytes]:
-    """The file after the chunks were added, and the checksums of the blocks that they complete."""
-    crc, room = file.tail_crc, BLOCK - file.size % BLOCK
-    complete: list[int] = []
-    for chunk in chunks:
+class Growing:
+    """A file to which chunks are added, one after another: `end` is where the next byte goes."""
+
+    __slots__ = ("_complete", "_crc", "_file", "_room", "end")
+
+    def __init__(self, file: File) -> None:
+        self._file, self.end = file, file.end
+        self._crc, self._room = file.tail_crc, BLOCK - file.size % BLOCK
+        self._complete: list[int] = []
+
+    def add(self, chunk: Buffer) -> None:
+        """Take a chunk into the checksums."""
         view = memoryview(chunk)
-        while len(view) >= room:
-            complete.append(zlib.crc32(view[:room], crc))
-            view, crc, room = view[room:], 0, BLOCK
-        crc = zlib.crc32(view, crc)
-        room -= len(view)
-    size, crcs = file.size + sum(map(len, chunks)), np.array(complete, "<u4").tobytes()
-    return replace(file, size=size, tail_crc=crc, blocks_crc=zlib.crc32(crcs, file.blocks_crc)), crcs
+        self.end += len(view)
+        while len(view) >= self._room:
+            self._complete.append(zlib.crc32(view[: self._room], self._crc))
+            view, self._crc, self._room = view[self._room :], 0, BLOCK
+        self._crc = zlib.crc32(view, self._crc)
+        self._room -= len(view)
+
+    def done(self) -> tuple[File, bytes]:
+        """The file with all chunks, and the checksums of the blocks that they complete."""
+        file, crcs = self._file, np.array(self._complete, "<u4").tobytes()
+        blocks_crc = zlib.crc32(crcs, file.blocks_crc)
+        return replace(file, size=self.end - file.offset, tail_crc=self._crc, blocks_crc=blocks_crc), crcs
+
+
+def appended(file: File, chunks: Iterable[Buffer]) -> tuple[File, bytes]:
+    """The file after the chunks were added, and the checksums of the blocks that they complete."""
+    growing = Growing(file)
+    for chunk in chunks:
+        growing.add(chunk)
+    return growing.done()
 
 
 def read_part(folder: str, file: File, start: int, size: int) -> bytes:

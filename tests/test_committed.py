@@ -230,6 +230,29 @@ def test_another_writer_was_faster(m: RaggedMmap) -> None:
     assert same(open_map(m.out_dir)[:], [*ROWS, NEW[1], NEW[0]])
 
 
+def test_an_expected_length_of_no_samples_or_of_no_map(m: RaggedMmap, tmp_path: Path) -> None:
+    m.extend([], expected_length=2)
+    with pytest.raises(MapChangedError, match="has 2 samples, expected 77"):
+        m.extend([], expected_length=77)
+    with pytest.raises(MapChangedError, match="has 0 samples, expected 5; look at what others"):
+        RaggedMmap(tmp_path / "nowhere").append(ROWS[0], expected_length=5)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_what_a_source_says_of_its_own_calls_does_not_count(m: RaggedMmap, tmp_path: Path) -> None:
+    error = DiskError(errno.EIO, "of another map")
+    error.committed = True
+
+    def loader():
+        yield NEW[0]
+        raise error
+
+    for act in (lambda: m.extend(loader()), lambda: RaggedMmap.from_generator(tmp_path / "made", loader(), 1)):
+        error.committed = True
+        assert error_of(act) is error
+        assert error.committed is False
+
+
 def test_an_expected_length_is_a_number(m: RaggedMmap) -> None:
     with pytest.raises(ArgumentError, match="expected_length"):
         m.append(ROWS[0], expected_length=-1)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from changes import CHANGES, check, opened, quietly
+from changes import CHANGES, SMALL, check, format_1_rows, opened, quietly
 from faults import tree
 from mmap_ninja import BytesMmap, DenseMmap, RaggedMmap, np_open_existing, open_map, verify
 from mmap_ninja._storage import disk
-from mmap_ninja.errors import HardLinkWarning
+from mmap_ninja.errors import HardLinkWarning, MapChangedError, UpgradeWarning
 from plain_reader import same
 
 OPERATIONS = (
@@ -153,3 +153,43 @@ def test_two_writers_of_linked_folders_do_not_wait_for_each_other(tmp_path: Path
     assert open_map(first)[:] == [b"two", b"four"]
     assert open_map(second)[:] == [b"one", b"three"]
     assert opened(first)[1] is opened(second)[1] is False
+
+
+def test_assigned_values_are_not_taken_for_those_of_a_linked_copy_in_their_place(tmp_path: Path) -> None:
+    """The map is moved while values are assigned to it, and a copy restored by hard links."""
+    DenseMmap.from_ndarray(tmp_path / "map", np.arange(5))
+    m = DenseMmap(tmp_path / "map", mode="r+")
+    m[0] = 100
+    shutil.move(tmp_path / "map", tmp_path / "old")
+    shutil.copytree(tmp_path / "old", tmp_path / "whole")
+    linked(tmp_path / "whole", tmp_path / "map")
+    m[1] = 101
+    with pytest.raises(MapChangedError, match="has been replaced, and with it what was assigned"):
+        quietly(lambda m: m.flush(), m)
+    assert [one.kind for one in verify(tmp_path / "map")] == ["unchecked"]
+
+
+@pytest.mark.parametrize("begin", ["map", "format 1"])
+def test_where_warnings_are_errors_the_next_call_goes_through(tmp_path: Path, begin: str) -> None:
+    if begin == "map":
+        RaggedMmap.from_lists(tmp_path / "map", SMALL[:4])
+    else:
+        format_1_rows(tmp_path / "map")
+    copy = tree(linked(tmp_path / "map", tmp_path / "copy"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", HardLinkWarning)
+        warnings.simplefilter("ignore", UpgradeWarning)
+        with pytest.raises(HardLinkWarning, match="they were copied") as caught:
+            RaggedMmap(tmp_path / "map").append(ROWS[0])
+        assert getattr(caught.value, "committed", False) is False
+        RaggedMmap(tmp_path / "map").append(ROWS[0])
+    assert same(open_map(tmp_path / "map")[:], [*SMALL[:4], ROWS[0]])
+    assert tree(tmp_path / "copy") == copy
+
+
+def test_what_a_killed_lock_has_left_is_removed(tmp_path: Path) -> None:
+    m = RaggedMmap.from_lists(tmp_path / "map", ROWS)
+    (tmp_path / "map/.lock.new").write_bytes(b"")
+    assert [one.kind for one in verify(tmp_path / "map")] == ["leftover"]
+    m.append(ROWS[0])
+    assert not (tmp_path / "map/.lock.new").exists()

@@ -187,3 +187,39 @@ def test_files_of_a_map_without_a_manifest_are_an_incomplete_copy(
         return
     with pytest.raises(MapCorruptError, match=rf"holds {kept}, but no manifest.json: an incomplete copy of a map"):
         opening(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("name", ["data.ninja", "dtype.ninja", "shape.ninja", "order.ninja"])
+def test_files_of_0_9_without_their_kind_are_an_incomplete_copy(tmp_path: Path, name: str) -> None:
+    (tmp_path / "map").mkdir()
+    (tmp_path / "map" / name).write_bytes(b"12345678")
+    with pytest.raises(MapCorruptError, match=f"holds {name}, but no manifest.json"):
+        RaggedMmap(tmp_path / "map").append(ROWS[0])
+
+
+def restored_and_grown(folder: Path, more: int) -> DenseMmap:
+    """A handle over a copy that was restored, to which others have added so often that its generation is the newer."""
+    DenseMmap.from_ndarray(folder, np.arange(1))
+    m = DenseMmap(folder, mode="r+")
+    shutil.copytree(folder, folder.with_name("copy"))
+    m.extend(np.arange(10), sync=False)
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name("copy"), folder)
+    for _ in range(more):
+        DenseMmap(folder).append(7)
+    return m
+
+
+@pytest.mark.parametrize(
+    "act", [lambda m: m.flush(), lambda m: m.append(1), lambda m: m.__setitem__(5, 77), lambda m: m.extend([1, 2])]
+)
+def test_a_state_of_fewer_samples_is_older_however_often_it_was_written_to(
+    tmp_path: Path, act: Callable[[DenseMmap], object]
+) -> None:
+    m = restored_and_grown(tmp_path / "map", 5)
+    before = tree(tmp_path / "map")
+    with pytest.raises(MapChangedError, match="holds an older state than this handle has seen, of 6 samples"):
+        act(m)
+    assert tree(tmp_path / "map") == before
+    assert m[:].tolist() == [0, *range(10)]
+    assert m.lengths.tolist() == [1] * 11

@@ -158,6 +158,23 @@ def test_stale_blocks_under_a_name_of_ours_are_in_no_writers_way(
     assert not (tmp_path / "map" / name).exists()
 
 
+@pytest.mark.parametrize("stale", [STALE, bytes(300)])
+def test_stale_blocks_where_there_is_no_map_yet(tmp_path: Path, stale: bytes) -> None:
+    """The power went before the first sample of a first build was written."""
+    (tmp_path / "map").mkdir()
+    (tmp_path / "map/.lock").write_bytes(b"")
+    (tmp_path / "map/building.json").write_bytes(stale)
+    m = RaggedMmap(tmp_path / "map")
+    assert len(m) == 0
+    m.append(NEW[0])
+    assert same(open_map(tmp_path / "map")[:], NEW[:1])
+    (tmp_path / "map/manifest.json").unlink()
+    (tmp_path / "map/building.json").write_bytes(stale)
+    with pytest.raises(MapCorruptError, match=r"a build was interrupted, and building\.json has not survived it"):
+        open_map(tmp_path / "map")
+    assert same(RaggedMmap.from_lists(tmp_path / "map", NEW)[:], NEW)
+
+
 def test_a_building_json_in_a_folder_of_no_map_is_of_somebody_else(tmp_path: Path) -> None:
     (tmp_path / "map").mkdir()
     (tmp_path / "map/building.json").write_bytes(b'{"my": "houses"}')

@@ -18,8 +18,8 @@ from mmap_ninja._reading import WRITE_MODES, Reading
 from mmap_ninja._storage.build import change_map, writing
 from mmap_ninja._storage.inplace import InPlace
 from mmap_ninja._storage.manifest import MOST_NESTED, Manifest, nesting
-from mmap_ninja._storage.snapshot import Snapshot
-from mmap_ninja._storage.writer import Batch, Writer
+from mmap_ninja._storage.snapshot import Snapshot, find
+from mmap_ninja._storage.writer import Batch, Writer, unexpected
 from mmap_ninja.errors import (
     BEFORE_COMMIT,
     ArgumentError,
@@ -83,7 +83,9 @@ class Writing(Reading):
         Raises `SampleError`, `SampleTypeError`, `MapLockedError`, `MapChangedError`, `DiskError`. No sample was added
         if `error.committed` is False, as it nearly always is; see `MmapNinjaError`.
         """
-        self._extend(many(samples), sync, timeout, expected_length)
+        with BEFORE_COMMIT:  # whatever a source says of calls of its own
+            listed = many(samples)
+        self._extend(listed, sync, timeout, expected_length)
 
     def _extend(self, samples: Samples, sync: bool, timeout: float, expected_length: int | None) -> None:
         if expected_length is not None:
@@ -92,7 +94,11 @@ class Writing(Reading):
             with BEFORE_COMMIT:
                 self._renew_checksums(timeout)
             snapshot = self._opened()
+            if expected_length and find(self._folder, self._keys) is None:
+                raise unexpected(self._folder, 0, expected_length)
             if len(samples) == 0:
+                if expected_length not in (None, snapshot.length):
+                    raise unexpected(self._folder, snapshot.length, expected_length)
                 return
             encode = self._encoder(snapshot.dictionary, None)
             batch = encode(snapshot.manifest, samples)  # a bad sample changes nothing, not even the format
@@ -119,7 +125,8 @@ class Writing(Reading):
                     raise MapKindError(f"{self._folder} is a {writer.state.kind} map now, not a {self.kind} one")
                 if self._snapshot is not None and writer.state.id != snapshot.manifest.id:
                     raise MapChangedError(f"the map at {self._folder} was replaced since it was opened; open it again")
-                if writer.state.generation < snapshot.manifest.generation:
+                state, seen = writer.state, snapshot.manifest
+                if state.generation < seen.generation or state.length < snapshot.length:
                     raise MapChangedError(
                         f"{self._folder} holds an older state than this handle has seen, of {writer.state.length} "
                         "samples, as after a copy was restored there; open it again"

@@ -37,8 +37,8 @@ from mmap_ninja._storage.manifest import (
 )
 from mmap_ninja._storage.names import file_name, free_number
 from mmap_ninja._storage.renew import renewed, taken_apart
-from mmap_ninja._storage.snapshot import boot_id, find, find_finished, open_snapshot
-from mmap_ninja._storage.unfinished import resumed, settle, unfinished
+from mmap_ninja._storage.snapshot import boot_id, find, find_finished, open_snapshot, unfinished
+from mmap_ninja._storage.unfinished import resumed, settle
 from mmap_ninja._storage.upgrade import upgrade
 from mmap_ninja._storage.writer import Batch, Writer
 from mmap_ninja.errors import (

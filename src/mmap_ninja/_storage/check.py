@@ -15,8 +15,8 @@ from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.lock import is_held
 from mmap_ninja._storage.manifest import BUILDING, DATA, DENSE, INDEX, MANIFEST, File, Manifest
 from mmap_ninja._storage.rows import bad_rows, places
-from mmap_ninja._storage.snapshot import Snapshot, find, find_finished, read_json
-from mmap_ninja._storage.unfinished import NEXT_ONES, is_ours, is_unreadable
+from mmap_ninja._storage.snapshot import Snapshot, find, find_finished, is_ours, read_json
+from mmap_ninja._storage.unfinished import NEXT_ONES, is_unreadable
 from mmap_ninja.errors import (
     DiskError,
     MapNotFoundError,

@@ -72,7 +72,8 @@ class Opened(dict[str, int]):
             except BaseException:
                 disk.close(fd)
                 raise
-            self[name], self._identities[name] = fd, disk.identity(fd)
+            self[name] = fd
+            self._identities[name] = disk.identity(fd)
         return self[name]
 
     def sync(self) -> None:

@@ -76,7 +76,11 @@ def open_to_read(path: str) -> tuple[int, int]:
     """Open a regular file; returns its descriptor and its size in bytes."""
     with explained(path, "read this part of a map"):
         fd = _opened(path, _READ_FLAGS)
-    return fd, _looked_at(fd, path).st_size
+    try:
+        return fd, _looked_at(fd, path).st_size
+    except BaseException:
+        close_read(fd)
+        raise
 
 
 def _open(path: str, flags: int, keep: list[int] | None = None) -> int:
@@ -109,15 +113,10 @@ def _opened(path: str, flags: int, keep: list[int] | None = None) -> int:
 
 
 def _looked_at(fd: int, path: str) -> os.stat_result:
-    """The status of an open file; what is no regular file is closed and refused."""
-    try:
-        with explained(path, "look at this part of a map"):
-            status = os.fstat(fd)
-    except BaseException:
-        close_read(fd)
-        raise
+    """The status of an open file; what is no regular file is refused."""
+    with explained(path, "look at this part of a map"):
+        status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
-        close_read(fd)
         raise MapCorruptError(f"{path} is not a regular file")
     return status
 
@@ -227,10 +226,15 @@ def has_links(fd: int) -> bool:
         return os.fstat(fd).st_nlink > 1
 
 
+def identity_at(path: str) -> Identity | None:
+    """That of the file at this path; None where there is none."""
+    status = _status(path)
+    return None if status is None else (status.st_dev, status.st_ino)
+
+
 def is_at(identity: Identity, path: str) -> bool:
     """True if this very file, which is open, is the one at this path."""
-    status = _status(path)
-    return status is not None and (status.st_dev, status.st_ino) == identity
+    return identity_at(path) == identity
 
 
 def is_linked(path: str) -> bool:
@@ -289,9 +293,8 @@ def _open_to_change(path: str, flags: int, keep: list[int] | None) -> int:
         fd = _opened(path, os.O_RDWR | flags | _BASE_FLAGS, keep)
     try:
         status = _looked_at(fd, path)  # a FIFO or a device under one of our names is not written to
-    except BaseException:  # it is closed
-        if keep is not None:
-            keep.clear()
+    except BaseException:
+        close_kept([fd] if keep is None else keep)
         raise
     _paths[fd], _statuses[fd] = path, status
     return fd
@@ -306,9 +309,10 @@ def close_kept(keep: list[int]) -> None:
 
 def close(fd: int) -> None:
     """Close a descriptor that was opened to write."""
-    _statuses.pop(fd, None)
-    with explained(_paths.pop(fd, "")):
+    with explained(_paths.get(fd, "")):
         os.close(fd)
+    _paths.pop(fd, None)
+    _statuses.pop(fd, None)
 
 
 def cut(fd: int, size: int) -> None:

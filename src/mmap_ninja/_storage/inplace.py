@@ -53,14 +53,16 @@ class InPlace:
         If anybody else has changed the map meanwhile, it stays marked as not checksummed: their assignments would
         be vouched for unseen.
         """
-        found, file = writer.found, writer.state.files[DATA]
-        is_moved = file.name != self._file.name  # and found.lost, or taken apart from a hard link
-        if (
-            found.lost
-            or found.files[DATA].name != self._file.name
-            or not (is_moved or disk.is_at(self._identity, self._path))
-        ):
-            raise MapChangedError(f"{self._path} has been replaced: assign to the map that is there now, once more")
+        found, file, name = writer.found, writer.state.files[DATA], self._file.name
+        if file.name != name:  # taken apart from a hard link, or copied because a sync of another handle has failed
+            is_there = not found.lost and writer.lock.copied.get(name) == self._identity
+        else:
+            is_there = disk.is_at(self._identity, self._path)
+        if not is_there:
+            raise MapChangedError(
+                f"{self._path} has been replaced, and with it what was assigned: refresh, and assign to the map that "
+                "is there now"
+            )
         disk.sync_data(self._fd)
         if self._may_check and (found.id, found.generation) == self._state and self.is_own():
             file = self._renewed(writer.lock, replace(file, checked=True))

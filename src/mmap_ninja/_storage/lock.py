@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import _thread
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import chain
@@ -33,17 +33,19 @@ except ImportError:  # Windows: best effort, no lock
     _flock, _EXCLUSIVE, _UNLOCK = None, 0, 0
 
 LOCK = ".lock"
-_held: list[list[int]] = []  # the descriptors of all locks; those that an interrupt has left behind are empty
+# The descriptors of all locks. Those whose lock an interrupt has left behind are closed when the next one is taken: a
+# finalizer would do it at once, but Python drops each Ctrl-C that comes while one runs.
+_held: list[tuple[weakref.ref[Lock], list[int]]] = []
 _is_changing = threading.RLock()  # no fork falls between opening a descriptor and knowing of it
 
 
 def _close_in_child() -> None:
     # A forked worker must not keep its parent's lock alive. Closing a copy does not release it (flock).
     try:
-        for fd in chain.from_iterable(_held):
+        for fd in chain.from_iterable(fds for _, fds in _held):
             with suppress(OSError):
                 os.close(fd)
-        for fds in _held:
+        for _, fds in _held:
             fds.clear()
         _held.clear()
     finally:
@@ -80,6 +82,7 @@ class Lock:
 
     def __init__(self, folder: str, timeout: float = 0.0, *, at_once: bool = True) -> None:
         self.folder, self.was_shared = folder, False  # by a hard-linked copy of the folder
+        self.copied: dict[str, disk.Identity | None] = {}  # files that were copied to new ones, by their names
         self._path, self._timeout, self._owner = os.path.join(folder, LOCK), timeout, os.getpid()
         self._fds: list[int] = []  # that of the file, from the moment that it is open
         self._identity = (0, 0)
@@ -142,12 +145,15 @@ class Lock:
     @staticmethod
     def _changed(what: str) -> MapChangedError:
         return MapChangedError(
-            f"{what} was moved, removed or replaced while the map was written to; what is there now was left alone"
+            f"{what} was moved, removed or replaced while the map was written to; what is there now was left alone: "
+            "open the map that is meant, and make the call again"
         )
 
     def _open(self) -> None:
         with _is_changing:
-            _held.append(self._fds)
+            for fds in [fds for owner, fds in _held if owner() is None]:
+                _release(fds)
+            _held.append((weakref.ref(self), self._fds))
             fd = disk.open_to_write(self._path, create=True, keep=self._fds)
         self._identity = disk.identity(fd)
 
@@ -174,7 +180,7 @@ class Lock:
         shared, self._fds, self.was_shared = self._fds, [], True
         try:
             with _is_changing:
-                _held.append(self._fds)
+                _held.append((weakref.ref(self), self._fds))
                 fd = disk.create_temporary(self._path + NEXT, keep=self._fds)
             self._identity = disk.identity(fd)
             _is_locked(fd, self._path)
@@ -187,13 +193,6 @@ class Lock:
         if self._owner == os.getpid():  # a forked child has closed it already
             _release(self._fds)
 
-    def __del__(self) -> None:  # an interrupt may have fallen between two lines of who held it
-        try:
-            self.release()
-        except KeyboardInterrupt:  # nothing that is raised here reaches anyone
-            self.release()
-            _thread.interrupt_main()
-
     def __enter__(self) -> Lock:
         return self
 
@@ -204,7 +203,11 @@ class Lock:
             try:
                 self.explain(error)
             finally:
-                self.release()
+                try:
+                    self.release()
+                except BaseException:  # Ctrl-C
+                    self.release()
+                    raise
 
 
 def _is_locked(fd: int, path: str) -> bool:
@@ -224,6 +227,7 @@ def _release(fds: list[int]) -> None:
         with suppress(OSError):
             if _flock is not None:  # a child between fork and exec has a copy, which closing would not unlock
                 _flock(fds[0], _UNLOCK)
-        with _is_changing, suppress(OSError):
-            disk.close_kept(fds)
-            _held.remove(fds)
+        with _is_changing:
+            with suppress(OSError):
+                disk.close_kept(fds)
+            _held[:] = [held for held in _held if held[1]]

@@ -11,6 +11,7 @@ from mmap_ninja._storage.manifest import BUILDING, DATA, DICTIONARY, INDEX, File
 from mmap_ninja.errors import ForeignFileError
 
 _STEMS = {DATA: "data{}.npy", INDEX: "index{}.npy", DICTIONARY: "zstd{}.dict"}
+_FORMAT_1 = {"data.ninja", "dtype.ninja", "shape.ninja", "order.ninja"}
 _NUMBER = re.compile(r"(?:data|index|zstd)(?:-([0-9]{1,9}))?\.(?:npy|crc|dict)")
 
 
@@ -35,7 +36,7 @@ def _taken_names(folder: str, roles: Iterable[str], number: int) -> list[str]:
 def files_of_maps(folder: str) -> list[str]:
     """Which files in a folder have names that those of maps have, in order; none where it cannot be listed."""
     try:
-        return sorted(name for name in os.listdir(folder) if _NUMBER.fullmatch(name))
+        return sorted(name for name in os.listdir(folder) if name in _FORMAT_1 or _NUMBER.fullmatch(name))
     except OSError:
         return []
 

@@ -32,9 +32,10 @@ def taken_apart(lock: Lock, state: Manifest) -> Manifest:
     clone files, that is what a copy is.
     """
     roles = [role for role, file in state.files.items() if is_shared(lock.folder, file)]
+    moved = _moved(lock, state, roles) if roles else state
     if roles or lock.was_shared:
         warn_of_links(lock)
-    return _moved(lock, state, roles) if roles else state
+    return moved
 
 
 def is_shared(folder: str, file: File) -> bool:
@@ -55,6 +56,8 @@ def warn_of_links(lock: Lock) -> None:
 def _moved(lock: Lock, old: Manifest, roles: Sequence[str]) -> Manifest:
     """Copy these files to new ones, then name those in the manifest."""
     to = MANIFEST if old.building is None else BUILDING
+    for name in (old.files[role].name for role in roles):
+        lock.copied[name] = disk.identity_at(os.path.join(lock.folder, name))
     number = free_number(lock.folder, roles, old.used_names())
     empty = {role: File(file_name(role, number)) for role in roles}
     names = {name for file in empty.values() for name in (file.name, file.crc_name)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from mmap_ninja._storage import disk, half, legacy
@@ -9,6 +10,7 @@ from mmap_ninja._storage.decode import decode
 from mmap_ninja._storage.flatfile import MappedFile, check_blocks
 from mmap_ninja._storage.index import FlatColumns, Index, PackedIndex, ShapeColumns, TextColumns
 from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
+from mmap_ninja._storage.lock import LOCK
 from mmap_ninja._storage.manifest import BUILDING, CAP, DATA, DICTIONARY, INDEX, MANIFEST, File, Manifest
 from mmap_ninja._storage.names import files_of_maps
 from mmap_ninja.errors import MapChangedError, MapCorruptError, MapNotFoundError, MapPathError
@@ -38,10 +40,29 @@ def find_finished(folder: str, keys: Keys = DEFAULT_KEYS) -> Manifest | None:
     return legacy.read(folder, keys) if manifest is None else manifest
 
 
+def unfinished(folder: str) -> Manifest | None:
+    """What an interrupted build has left; None also where a power cut has left nothing readable of its manifest."""
+    try:
+        return read_json(folder, BUILDING)
+    except MapCorruptError:
+        if is_ours(folder, BUILDING):
+            return None
+        raise
+
+
+def is_ours(folder: str, name: str) -> bool:
+    """True if there is a file of this name, one of ours, beside the lock or the manifest of a map.
+
+    It may hold anything: after a power cut there are old blocks in what was not synced.
+    """
+    beside = any(disk.exists(os.path.join(folder, other)) for other in (LOCK, MANIFEST))
+    return beside and disk.is_regular(os.path.join(folder, name))
+
+
 def find(folder: str, keys: Keys = DEFAULT_KEYS) -> Manifest | None:
     """The newest committed state: of a finished map, else of one that was never finished."""
     try:
-        manifest = find_finished(folder, keys) or read_json(folder, BUILDING)
+        manifest = find_finished(folder, keys) or unfinished(folder)
     except (MapCorruptError, FileNotFoundError):  # damaged, or upgraded between two reads
         manifest = read_json(folder, MANIFEST)
         if manifest is None:
@@ -51,7 +72,7 @@ def find(folder: str, keys: Keys = DEFAULT_KEYS) -> Manifest | None:
     if manifest is None and disk.is_no_folder(folder):
         raise MapPathError(f"{folder} is a file, expected the folder of a map")
     if manifest is None and (names := files_of_maps(folder)):
-        manifest = read_json(folder, MANIFEST) or read_json(folder, BUILDING)  # made since it was looked for
+        manifest = read_json(folder, MANIFEST) or unfinished(folder)  # made since it was looked for
         if manifest is None:
             raise _incomplete(folder, names[0])
     return manifest
@@ -62,6 +83,8 @@ def _incomplete(folder: str, name: str) -> MapCorruptError:
     what = f"{folder} holds {name}, but no {MANIFEST}: "
     if half.marked(folder) is not None:
         return MapCorruptError(what + "a backup that was interrupted; make it again")
+    if is_ours(folder, BUILDING):
+        return MapCorruptError(what + f"a build was interrupted, and {BUILDING} has not survived it; build it again")
     return MapCorruptError(
         what
         + "an incomplete copy of a map, or files of another program; copy the whole map again, or use another folder"
@@ -72,7 +95,7 @@ def is_still(folder: str, manifest: Manifest) -> bool:
     """True if a folder still holds the map of this state, so that the files opened since are its own."""
     if manifest.format_1:
         return True
-    newest = read_json(folder, MANIFEST) or read_json(folder, BUILDING)
+    newest = read_json(folder, MANIFEST) or unfinished(folder)
     return newest is not None and newest.id == manifest.id
 
 

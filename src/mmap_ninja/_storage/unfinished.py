@@ -10,29 +10,10 @@ from mmap_ninja._storage.commit import remove_files
 from mmap_ninja._storage.legacy import Keys
 from mmap_ninja._storage.lock import LOCK, Lock
 from mmap_ninja._storage.manifest import BUILDING, MANIFEST, NEXT, Building, Manifest
-from mmap_ninja._storage.snapshot import boot_id, check_survived, read_json
+from mmap_ninja._storage.snapshot import boot_id, check_survived, is_ours, read_json, unfinished
 from mmap_ninja.errors import ArgumentError, MapCorruptError
 
-NEXT_ONES = (MANIFEST + NEXT, BUILDING + NEXT)
-
-
-def unfinished(folder: str) -> Manifest | None:
-    """What an interrupted build has left; None also where a power cut has left nothing readable of its manifest."""
-    try:
-        return read_json(folder, BUILDING)
-    except MapCorruptError:
-        if is_ours(folder, BUILDING):
-            return None
-        raise
-
-
-def is_ours(folder: str, name: str) -> bool:
-    """True if there is a file of this name, one of ours, beside the lock or the manifest of a map.
-
-    It may hold anything: after a power cut there are old blocks in what was not synced.
-    """
-    beside = any(disk.exists(os.path.join(folder, other)) for other in (LOCK, MANIFEST))
-    return beside and disk.is_regular(os.path.join(folder, name))
+NEXT_ONES = (MANIFEST + NEXT, BUILDING + NEXT, LOCK + NEXT)
 
 
 def is_unreadable(folder: str) -> bool:

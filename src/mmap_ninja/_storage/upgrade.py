@@ -37,8 +37,7 @@ from mmap_ninja._storage.manifest import (
 from mmap_ninja._storage.names import file_name, foreign_file, free_number
 from mmap_ninja._storage.renew import is_shared, warn_of_links
 from mmap_ninja._storage.rows import places
-from mmap_ninja._storage.snapshot import Snapshot, boot_id
-from mmap_ninja._storage.unfinished import unfinished
+from mmap_ninja._storage.snapshot import Snapshot, boot_id, unfinished
 from mmap_ninja.codec import content_size
 from mmap_ninja.errors import MapCorruptError, SyncError
 
@@ -59,8 +58,6 @@ def upgrade(lock: Lock, old: Manifest) -> Manifest:
     is_lost = interrupted is not None and interrupted.lost
     kept = {role: old.files[role] for role in (DATA, DICTIONARY) if role in old.files and not is_lost}
     shared = [role for role, file in kept.items() if is_shared(folder, file)]
-    if shared or lock.was_shared:
-        warn_of_links(lock)
     for role in [*shared, *([DATA] if old.order == "F" else [])]:
         kept.pop(role, None)
     copied = [role for role in (DATA, DICTIONARY) if role in old.files and role not in kept]
@@ -98,6 +95,8 @@ def upgrade(lock: Lock, old: Manifest) -> Manifest:
             if error.committed is False:
                 mark_lost(lock, reserved, BUILDING)
             raise
+    if shared or lock.was_shared:
+        warn_of_links(lock)
     return state
 
 

@@ -48,6 +48,12 @@ def new_id() -> str:
     return os.urandom(16).hex()
 
 
+def unexpected(folder: str, length: int, expected: int) -> MapChangedError:
+    """What is raised where a map has not the length that a call expects, and not the samples that it would add."""
+    end = ", and does not end with those given" if length > expected else ""
+    return MapChangedError(f"{folder} has {length} samples, expected {expected}{end}; look at what others have added")
+
+
 class Writer:
     """Adds to one map, under the lock of its folder.
 
@@ -95,9 +101,7 @@ class Writer:
         if self.state.length == length:
             return False
         if self.state.length != length + batch.count or not self._ends_with(batch):
-            raise MapChangedError(
-                f"{self.folder} has {self.state.length} samples, expected {length}, and does not end with those given"
-            )
+            raise unexpected(self.folder, self.state.length, length)
         if sync:
             self.change()  # the call that has written them may have failed to sync
         return True

@@ -20,9 +20,9 @@ import keras  # noqa: E402
 import tf_fits  # noqa: E402
 from meanwhile import refuses_damage  # noqa: E402
 from mmap_ninja import Batches, BytesMmap, DenseMmap, Padding, RaggedMmap, ReaderShard, StringsMmap  # noqa: E402
-from mmap_ninja.errors import ArgumentError, ArgumentTypeError, MapNotFoundError, SampleError  # noqa: E402
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError, EpochWarning, MapNotFoundError, SampleError  # noqa: E402
 from mmap_ninja.gather import Padded  # noqa: E402
-from mmap_ninja_tf import MmapPyDataset, to_tf_dataset  # noqa: E402
+from mmap_ninja_tf import FitPosition, MmapPyDataset, to_tf_dataset  # noqa: E402
 from tf_fits import SIZE, STEPS, Hook, N, X, Y, made_model, numbers  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
@@ -146,6 +146,55 @@ def test_loops_without_keras_see_an_epoch_each(calls: bool) -> None:
             dataset.on_epoch_end()
             assert dataset[0].tolist() == epochs[epoch + 1][0]
     assert [batch.tolist() for batch in dataset] == epochs[4]
+
+
+def by_zip(dataset: Any, k: int = 1) -> list[Any]:
+    return [batch for _, batch in zip(range(k), dataset, strict=False)]
+
+
+def test_readers_are_warned_once_of_a_loop_that_was_given_up() -> None:
+    for alone in (MmapPyDataset(Y, SIZE), MmapPyDataset(Y, SIZE, shard=ReaderShard(0, 1))):
+        by_zip(alone), by_zip(alone)
+    dataset = MmapPyDataset(Y, SIZE, shuffle=True, shard=ReaderShard(0, 2))
+    by_zip(dataset)
+    dataset.peek()
+    for one in (pickle.loads(pickle.dumps(dataset)), dataset.take(2), dataset):
+        with pytest.warns(EpochWarning, match=r"one of 2 readers.*equally many.*peek\(\)") as seen:
+            by_zip(one)
+        assert [warning.filename for warning in seen] == [__file__]
+        by_zip(one), by_zip(one)  # once
+
+
+def test_a_warning_that_is_an_error_leaves_the_loops_where_they_were() -> None:
+    options = {"shuffle": True, "shard": ReaderShard(0, 2)}
+    dataset, batches = MmapPyDataset(Y, SIZE, **options), Batches(Y, SIZE, layout="stack", **options)
+    by_zip(dataset)
+    with pytest.raises(EpochWarning):
+        by_zip(dataset)
+    assert [batch.tolist() for batch in dataset] == [batch.tolist() for batch in [*batches, *batches][STEPS:]]
+
+
+def test_loops_that_are_finished_or_led_on_by_hand_are_no_warning() -> None:
+    dataset = MmapPyDataset(Y, SIZE, shuffle=True, shard=ReaderShard(1, 2))
+    by_zip(dataset, STEPS)  # left after the last one
+    list(dataset)
+    dataset[0], dataset.peek()
+    by_zip(dataset)
+    dataset.on_epoch_end()
+    part = dataset.take(2)
+    list(part), list(part), list(dataset)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_fit_of_one_of_several_readers_is_no_warning(workers: int) -> None:
+    model, dataset = made_model(), MmapPyDataset((X, Y), SIZE, shard=ReaderShard(0, 2), workers=workers)
+    by_zip(dataset)  # which begins no loop later
+    fitted(model, dataset, epochs=2, steps_per_epoch=2)
+    model.evaluate(dataset, verbose=0, steps=1)
+    by_zip(dataset)
+    fitted(model, dataset, epochs=2)
+    FitPosition(dataset).fit(model, dataset, epochs=2, verbose=0)
+    by_zip(dataset)
 
 
 def test_a_look_at_nothing_is_refused() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 
 from mmap_ninja import Batches, ReaderShard
 from mmap_ninja.collate import PADDED, Layouts
-from mmap_ninja.errors import ArgumentError
+from mmap_ninja.errors import ArgumentError, EpochWarning, warn
 from mmap_ninja.fields import each, opened
 from mmap_ninja.indexing import boolean, integer
 from mmap_ninja_tf.arrays import plain
@@ -26,6 +27,13 @@ _WORKERS = (
     "with several workers, Keras on JAX and PyTorch loses batches of a fit that has to build the model or its metrics "
     "first: use FitPosition(dataset).fit, or workers=1"
 )
+
+
+@dataclass
+class _Loop:
+    """How many batches of an epoch a loop has not been given yet."""
+
+    left: int
 
 
 class MmapPyDataset(keras.utils.PyDataset):  # type: ignore[misc]
@@ -59,8 +67,9 @@ class MmapPyDataset(keras.utils.PyDataset):  # type: ignore[misc]
     Arrays belong to the batch alone: nothing changes them afterwards. Texts are arrays of objects, which
     `fit` refuses: let `batch_transform` make numbers of them, or take `to_tf_dataset`. `on_epoch_end` leads to the next
     epoch, so make a second one (`take(len(dataset))`, say) to evaluate on while `fit` runs. Loops without Keras see an
-    epoch each, finished or given up, with or without a call of `on_epoch_end` between them. Worker processes open the
-    maps anew, by their paths. On TensorFlow, Keras expects all batches to have the shapes of the first two: pad with
+    epoch each, finished or given up, with or without a call of `on_epoch_end` between them; with several readers, an
+    `EpochWarning` says so, once, where one was given up without such a call. Worker processes open the maps anew, by
+    their paths. On TensorFlow, Keras expects all batches to have the shapes of the first two: pad with
     `Padding(length=...)`, or take `to_tf_dataset`.
 
     Raises `ArgumentError`, `ArgumentTypeError`, `MapNotFoundError`, `MapCorruptError`; when a batch is made what
@@ -103,13 +112,14 @@ class MmapPyDataset(keras.utils.PyDataset):  # type: ignore[misc]
         is_stored = transform is None
         layout = each(lambda part: part.form.layout, layouts.stored(fields)) if is_stored else layouts.made()
         check_lengths(with_lengths, layout)
+        reader = readers(shard, are_replicas=False)[0]
         batches = Batches(
             fields,
             integer("batch_size", batch_size, 1),
             shuffle=shuffle,
             seed=seed,
             drop_last=boolean("drop_remainder", drop_remainder),
-            shard=readers(shard, are_replicas=False)[0],
+            shard=reader,
             layout=layout,
             pad_value=pad_value,
             transform=transform,
@@ -118,7 +128,8 @@ class MmapPyDataset(keras.utils.PyDataset):  # type: ignore[misc]
         )
         self.mmap_ninja_epochs = Epochs([batches])
         self._count, self._is_own = len(batches), batch_transform is None
-        self._is_begun = False  # the epoch, by a loop
+        self._loop: _Loop | None = None  # that has begun the epoch
+        self._readers, self._has_warned = reader.count, False
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -132,22 +143,39 @@ class MmapPyDataset(keras.utils.PyDataset):  # type: ignore[misc]
 
     def __iter__(self) -> Iterator[Any]:
         """The batches of one epoch after the other: of the next one, from the first `next()` on."""
-        if self._is_begun:
+        if self._loop is not None:
+            self._warn_if_ahead(self._loop)
             self.on_epoch_end()
-        self._is_begun, first = True, self.mmap_ninja_epochs.next
-        yield from map(self._batch, range(first, first + len(self)))
+        self._loop = loop = _Loop(len(self))
+        first = self.mmap_ninja_epochs.next
+        for batch in map(self._batch, range(first, first + len(self))):
+            loop.left -= 1
+            yield batch
+            del batch  # it is not ours any more
 
     def peek(self) -> Any:
         """The first batch of the next loop, which does not count. Raises `ArgumentError` if there is none."""
         if not len(self):
             raise ArgumentError("an epoch has no batches: there is nothing to look at")
         epochs = self.mmap_ninja_epochs
-        return self._batch(epochs.next + (len(epochs) if self._is_begun else 0))
+        return self._batch(epochs.next + (len(epochs) if self._loop is not None else 0))
 
     def on_epoch_end(self) -> None:
         """Go to the next epoch. Keras calls it before `fit`, too, and while `evaluate` and `predict` run."""
-        self._is_begun = False
+        self._loop = None
         self.mmap_ninja_epochs.begin()
+
+    def _warn_if_ahead(self, loop: _Loop) -> None:
+        """Warn, once, where a loop that was given up may have been one of this reader alone."""
+        if self._readers > 1 and loop.left and not self._has_warned:
+            self._has_warned = True
+            warn(
+                f"a loop was given up, and the next one is the next epoch: this is one of {self._readers} readers, and "
+                "those that have begun fewer loops are an epoch behind; let all readers begin equally many, take "
+                "peek() for a look at a batch, or call FitPosition(dataset).fit, which sets the epoch as set_epoch "
+                "does elsewhere",
+                EpochWarning,
+            )
 
     def _batch(self, number: int) -> Any:
         value = self._wanted.chosen(self.mmap_ninja_epochs.batch(number))
@@ -157,5 +185,6 @@ class MmapPyDataset(keras.utils.PyDataset):  # type: ignore[misc]
         """The first `count` batches of each epoch, or all if there are fewer; its epochs are its own from here on."""
         taken = copy(self)
         taken.mmap_ninja_epochs = copy(self.mmap_ninja_epochs)
+        taken._loop = copy(self._loop)
         taken._count = min(integer("count", count, 0), self._count)
         return taken

@@ -95,6 +95,35 @@ class EpochContract:
         assert self.lists(part(1, loader)) == epochs[0][k:][:1]  # once
         assert self.lists(loader) == epochs[1]
 
+    def after_the_last_batch(self, make: Any, epochs: list[list[Any]]) -> tuple[Any, Any]:
+        """Loaders that go on after the last batch of an epoch whose end was not looked for: by a state, and pickled."""
+        loader, again = make(), make()
+        by_next(len(epochs[0]), loader)
+        again.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+        return again, pickle.loads(pickle.dumps(loader))
+
+    def test_a_state_after_the_last_batch_leads_to_the_next_epoch(self, make: Any) -> None:
+        epochs = self.epochs(make, 3)
+        for other in self.after_the_last_batch(make, epochs):
+            if hasattr(other, "peek"):
+                assert self.lists([other.peek(), other.peek()]) == epochs[1][:1] * 2
+            assert self.lists(by_break(2, other)) == epochs[1][:2]
+            state, rest = other.state_dict(), make()
+            assert (other.epoch, state["epoch"]) == (1, 1)
+            rest.load_state_dict(state)
+            assert self.lists(rest) == epochs[1][2:]
+            assert self.lists(other) == epochs[2]
+
+    def test_a_loop_that_sets_each_epoch_has_each_batch_once_after_it(self, make: Any) -> None:
+        epochs = self.epochs(make, 3)
+        for other in self.after_the_last_batch(make, epochs):
+            found = []
+            for epoch in range(other.epoch, 3):
+                other.set_epoch(epoch)
+                found += self.lists(pickle.loads(pickle.dumps(other)))
+                found += self.lists(other)
+            assert found == epochs[1] * 2 + epochs[2] * 2
+
     def test_set_epoch_begins_an_epoch_anew_unless_a_state_of_it_was_loaded(self, make: Any) -> None:
         epochs, loader = self.epochs(make, 3), make()
         for epoch in (0, 0, 2, 2, 1):

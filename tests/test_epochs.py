@@ -103,6 +103,64 @@ class TestOrder(EpochContract):
                 assert (len(by_break(len(one), one)), one.epoch) == (len(one), epoch)
 
 
+# --- after the last batch
+
+
+class OnlyOnce:
+    """An order whose epochs have no batches but for the first one."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter([[1], [2]] if self.epoch == 0 else [])
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_epochs_without_batches_are_gone_through_one_by_one(prefetch: int) -> None:
+    batches = Batches(SOURCE, order=OnlyOnce(), prefetch=prefetch)
+    batches.load_state_dict({**batches.state_dict(), "batches_seen": 2})
+    with pytest.raises(ArgumentError, match="epoch 1 has no batch 0: there is nothing to look at"):
+        batches.peek()
+    for epoch in (2, 3):
+        assert (list(batches), batches.epoch) == ([], epoch)
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_an_iterator_has_no_epoch_after_its_last_batch(prefetch: int) -> None:
+    batches = Batches(SOURCE, order=iter([[1], [2]]), prefetch=prefetch)
+    batches.load_state_dict({**batches.state_dict(), "batches_seen": 2})
+    assert list(batches) == []
+    with pytest.raises(ArgumentError, match="can be gone through once"):
+        list(batches)
+
+
+# --- errors
+
+
+def test_an_iteration_whose_first_batch_raises_counts_as_given_up() -> None:
+    def once(sample: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return sample
+
+    options = {"shuffle": True, "layout": "stack", "prefetch": 0}
+    errors, epochs = [OSError("gone"), OSError("gone")], Batches(SOURCE, SIZE, **options)
+    expected = [[batch.tolist() for batch in epochs] for _ in range(2)]
+    batches = Batches(SOURCE, SIZE, transform=once, **options)
+    with pytest.raises(OSError, match="gone"):
+        list(batches)
+    assert batches.epoch == 0
+    batches.set_epoch(0)
+    with pytest.raises(OSError, match="gone"):
+        list(batches)
+    assert [batch.tolist() for batch in batches] == expected[1]
+    batches.set_epoch(0)
+    assert [batch.tolist() for batch in batches] == expected[0]
+
+
 # --- a look at the first batch
 
 

@@ -95,5 +95,9 @@ class GivenOrder(Progress):
         shard = getattr(self._given, "shard", None)
         return shard.count if isinstance(shard, ReaderShard) else 1
 
+    @property
+    def _has_more(self) -> bool:
+        return not self._is_used_up
+
     def __repr__(self) -> str:
         return f"<an order of {type(self._given).__name__} for {self._n} samples>"

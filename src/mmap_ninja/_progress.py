@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -25,18 +25,20 @@ def _differ(found: Any, expected: Any) -> bool:
 
 @dataclass
 class _Position:
-    """The batch that comes next, and whether an iteration has begun here."""
+    """The batch that comes next, whether an iteration has begun here, and whether `set_epoch` wants this very epoch."""
 
     epoch: int
     batch: int = 0
     taken: bool = False
+    is_wanted: bool = False
 
 
 class Progress(ABC):
     """Epochs of batches, which know how many of them were handed out.
 
     Each iteration is the next epoch, from its first `next()` on, whether the one before it was finished or given up;
-    only after `load_state_dict` or `set_epoch`, the next one begins where they say.
+    only after `load_state_dict` or `set_epoch`, the next one begins where they say. One whose first batch raises counts
+    as given up.
     """
 
     _unit: ClassVar[str]  # the key in a state that says how far it is
@@ -71,8 +73,16 @@ class Progress(ABC):
         """How many readers share the batches."""
 
     @property
+    def _has_more(self) -> bool:
+        """Whether there is an epoch after one that was gone through."""
+        return True
+
+    @property
     def epoch(self) -> int:
-        """The epoch that is being gone through, or was given up; else the one that comes next."""
+        """The epoch that is being gone through, or was given up; else the one that comes next.
+
+        After a state was loaded of which nothing is left, that of the state, where the length of epochs is unknown.
+        """
         return self._at.epoch
 
     def __iter__(self) -> Iterator[Int64s]:
@@ -82,7 +92,8 @@ class Progress(ABC):
         """What `source(epoch, start)` gives, counted: `iter(self)` for things that are made of the batches.
 
         `source` is called at the first `next()` with the position and has to give one thing a batch, from batch
-        `start` to the end of the epoch. It may prefetch: only what `next()` has returned counts as seen.
+        `start` to the end of the epoch. It may prefetch: only what `next()` has returned counts as seen. Where it gives
+        nothing of an epoch that was begun, it is called for the next one, from its start.
 
         >>> from mmap_ninja.order import Order
         >>> order = Order(5, 2)
@@ -90,11 +101,16 @@ class Progress(ABC):
         ['batch 0', 'batch 1', 'batch 2']
         """
         self._warn_if_ahead()
-        self._at = at = _Position(*self.begins_at(), taken=True)
-        for thing in source(at.epoch, at.batch):
-            at.batch += 1
-            yield thing
-            del thing  # it is not ours any more, and its memory may be for the next one
+        places = self._places()
+        self._at = at = _Position(*places[0], taken=True)
+        for at.epoch, at.batch in places:
+            start = at.batch
+            for thing in source(at.epoch, start):
+                at.batch += 1
+                yield thing
+                del thing  # it is not ours any more, and its memory may be for the next one
+            if at.batch > start or not self._has_more:
+                break
         if self._at is at:  # no younger iteration, `set_epoch` or `load_state_dict` has the word
             self._at = _Position(at.epoch + 1)
 
@@ -120,6 +136,8 @@ class Progress(ABC):
         at = _Position(integer("epoch", epoch, 0, LARGEST))
         if self._at.taken or self._at.epoch != at.epoch:  # else a loop that sets each epoch could never be resumed
             self._at = at
+        else:
+            self._at.is_wanted = True
 
     def state_dict(self) -> dict[str, Any]:
         """The position, as a dict of plain values: JSON will do. It counts what `next()` has returned.
@@ -130,6 +148,8 @@ class Progress(ABC):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to where `state_dict` was called. The next iteration begins there, once.
+
+        If nothing is left of that epoch, it is the next one; unless `set_epoch` says that it is to be that very one.
 
         Raises `StateError` for a state of something else, or none; the position stays as it was then.
         """
@@ -173,17 +193,24 @@ class Progress(ABC):
         return (epoch + 1, 0) if batch and self._is_over(batch) else (epoch, batch)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_at": _Position(self._at.epoch, self._at.batch)}
+        at = self._at
+        at = _Position(*self.begins_at()) if self._is_seen(at) else replace(at, taken=False)
+        return {**vars(self), "_at": at}
 
     def _first(self) -> tuple[int, int, Int64s]:
         """The epoch, the number and the samples of the batch that the next iteration begins with; the position stays.
 
         Raises `ArgumentError` if it has none.
         """
-        epoch, start = self.begins_at()
-        for indices in self.batches(epoch, start):
-            return epoch, start, indices
+        for epoch, start in self._places():
+            for indices in self.batches(epoch, start):
+                return epoch, start, indices
         raise ArgumentError(f"epoch {epoch} has no batch {start}: there is nothing to look at")
+
+    def _places(self) -> list[tuple[int, int]]:
+        """Where the next iteration begins: at the first of these of which anything is left."""
+        epoch, start = self.begins_at()
+        return [(epoch, start), (epoch + 1, 0)] if start and not self._at.is_wanted else [(epoch, start)]
 
     def _is_seen(self, at: _Position) -> bool:
         """Whether it is known that nothing is left of an epoch that was begun."""

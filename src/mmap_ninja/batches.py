@@ -73,7 +73,8 @@ class Batches:
     of batches that are gone is. Each iteration is the next epoch, from its first batch on, whether the one before it
     was finished or given up; only after `load_state_dict` or `set_epoch`, it begins where they say. It sees the maps as
     they are opened when it begins. With several readers, call `set_epoch` where iterations are given up: an
-    `EpochWarning` says so, once. May be pickled, with its position, and used in forked and spawned workers.
+    `EpochWarning` says so, once. One whose first batch raises counts as given up. May be pickled, with its position,
+    and used in forked and spawned workers.
 
     Raises `ArgumentError`, `ArgumentTypeError`, `MapNotFoundError`, `MapCorruptError`; while iterating
     `MapChangedError` if a map was replaced, `SampleError` for samples that make no batch, and any error of a function

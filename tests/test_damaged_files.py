@@ -19,7 +19,7 @@ from changes import KINDS, made_by_0_9, unpack
 from damages import device, empty, fifo, folder, half, missing, short
 from faults import exit_code, start_child, tree
 from mmap_ninja import DenseMmap, Mmap, RaggedMmap, np_open_existing, open_map, verify
-from mmap_ninja.errors import MapCorruptError, MapNotFoundError, MmapNinjaError, PartBuiltWarning
+from mmap_ninja.errors import MapCorruptError, MmapNinjaError, PartBuiltWarning
 from plain_reader import fields, same, sealed
 
 HANG = 20  # seconds: a FIFO blocks for ever, a busy machine does not
@@ -162,7 +162,6 @@ class Outcome(NamedTuple):
 RIGHT = (True, None, True)
 WRONG = (True, None, False)  # samples, but not those that were stored
 CORRUPT = (False, "MapCorruptError", False)
-NOT_FOUND = (False, "MapNotFoundError", False)
 UNKNOWN = (False, "MapKindError", False)
 CORRUPT_SAMPLE = (True, "MapCorruptError", False)
 
@@ -228,9 +227,6 @@ def is_unread(layout: str, file: str) -> bool:
 
 # What else may come of damage to a file of this name. Format 1 has no checksums, and no list of its files.
 ELSE = {
-    ("manifest.json", "missing"): NOT_FOUND,
-    ("building.json", "missing"): NOT_FOUND,
-    ("type.ninja", "missing"): NOT_FOUND,
     **{("type.ninja", cut.__name__): UNKNOWN for cut in CUTS},
     ("shapes/shape.ninja", "half"): RIGHT,  # (n,) where (n, 1) was
     ("shape.ninja", "half"): WRONG,  # (n,) where (n, 2) was, and more data than needed is fine
@@ -261,13 +257,12 @@ def test_a_file_that_is_missing_or_cut(layout: str, files_of: Callable, tmp_path
     files = files_of(layout)
     for file, by, found in outcomes(layout, files, trials(files, [missing, *CUTS]), tmp_path):
         kind = expected(layout, file, by)
-        if kind == NOT_FOUND:  # the bare constructor takes it for an empty map
-            found = [one for one in found if one.error is not None]
         assert {one.kind for one in found} == {kind}, (file, by, found)
         if kind != CORRUPT:
             continue
         # A dtype that was cut may be another dtype, of which there is too little data.
         names = [Path(file).name] + ["data.ninja"] * file.endswith("dtype.ninja")
+        names += ["manifest.json"] * (file == "building.json")
         assert all(any(name in one.text for name in names) for one in found), (file, by, found)
         if file.endswith((".npy", "data.ninja")):
             says = (
@@ -348,11 +343,7 @@ def test_verify_finds_it_and_does_not_raise(layout: str, files_of: Callable, tmp
         for file, by, damage in trials(files, [missing, *CUTS, flipped, folder, fifo, unix_socket, *LINKS]):
             damage(path / file)
             signal.alarm(HANG)
-            try:
-                found = kinds_found(path)
-            except MapNotFoundError:
-                assert expected(layout, file, by) == NOT_FOUND, (file, by)
-                found = ["damaged"]
+            found = kinds_found(path)
             signal.alarm(0)
             restore(path / file, files[file])
             is_seen = expected(layout, file, by) == CORRUPT and by != "flipped"

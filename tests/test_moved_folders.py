@@ -193,7 +193,7 @@ def test_files_of_a_map_without_a_manifest_are_an_incomplete_copy(
 def test_files_of_0_9_without_their_kind_are_an_incomplete_copy(tmp_path: Path, name: str) -> None:
     (tmp_path / "map").mkdir()
     (tmp_path / "map" / name).write_bytes(b"12345678")
-    with pytest.raises(MapCorruptError, match=f"holds {name}, but no manifest.json"):
+    with pytest.raises(MapCorruptError, match=f"holds {name}, but neither manifest.json nor type.ninja"):
         RaggedMmap(tmp_path / "map").append(ROWS[0])
 
 

@@ -80,7 +80,8 @@ def find(folder: str, keys: Keys = DEFAULT_KEYS) -> Manifest | None:
 
 def _incomplete(folder: str, name: str) -> MapCorruptError:
     """What files of a map without a manifest are."""
-    what = f"{folder} holds {name}, but no {MANIFEST}: "
+    lacking = f"neither {MANIFEST} nor {legacy.KIND}" if name.endswith(".ninja") else f"no {MANIFEST}"
+    what = f"{folder} holds {name}, but {lacking}: "
     if half.marked(folder) is not None:
         return MapCorruptError(what + "a backup that was interrupted; make it again")
     if is_ours(folder, BUILDING):

@@ -20,7 +20,7 @@ from plain_reader import same
 from unwarned import unwarned
 
 # Nobody sees the others.
-STOPS = [name for name in CHANGES if name not in ("close", "sync", "sync_data", "sync_folder")]
+STOPS = [name for name in CHANGES if name not in ("close", "close_kept", "sync", "sync_data", "sync_folder")]
 
 
 class Turns:
@@ -36,7 +36,7 @@ class Turns:
         for name in STOPS:
             monkeypatch.setattr(disk, name, self._stopping(getattr(disk, name)))
         for name in ("sync", "sync_data", "sync_folder"):
-            monkeypatch.setattr(disk, name, lambda _: None)
+            monkeypatch.setattr(disk, name, lambda *_: None)
         for module, name in ((disk, "open_to_read"), (legacy, "_id"), (legacy, "_check_end")):
             monkeypatch.setattr(module, name, self._counting(getattr(module, name)))
 

@@ -1,13 +1,15 @@
 """How samples arrive: iterables, indexables, functions, several processes, progress."""
 
+import multiprocessing
 import sys
 import time
+from mmap import mmap
 
 import numpy as np
 import pytest
 
 from contracts import FailsAt, Unsized, assert_same, failing, notes
-from mmap_ninja import BytesMmap, DenseMmap, RaggedMmap, StringsMmap, _ingest, np_from_generator
+from mmap_ninja import BytesMmap, DenseMmap, RaggedMmap, StringsMmap, _ingest, np_from_generator, np_from_ndarray
 from mmap_ninja.base import from_generator_base
 from mmap_ninja.errors import (
     ArgumentError,
@@ -296,7 +298,70 @@ def lazy_ones(count):
     return (Lazy(buffer, i) for i in range(count))
 
 
+def read_only(buffer):
+    """A view that may not be written to, of memory that may."""
+    array = np.frombuffer(buffer, "u1")
+    array.flags.writeable = False
+    return array
+
+
+class Uncopyable(Lazy):
+    """As one that holds a file or a lock."""
+
+    def __deepcopy__(self, memo):
+        raise TypeError("cannot be copied")
+
+
+class Sequence:
+    """A sequence of the user's that fills one array, and that cannot be copied."""
+
+    def __init__(self, value):
+        self.value, self.buffer = value, np.zeros(2)
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        if i >= 3:
+            raise IndexError(i)
+        self.buffer[:] = self.value + i
+        return self.buffer
+
+    __deepcopy__ = Uncopyable.__deepcopy__
+
+
+def memory_again(buffer, sample=lambda buffer: buffer):
+    """Memory that Python does not copy, filled again and again."""
+
+    def again(count):
+        for i in range(count):
+            buffer[:] = type(buffer[:])([i] * len(buffer)) if isinstance(buffer, mmap) else [i] * len(buffer)
+            yield sample(buffer)
+
+    return again
+
+
+def records_again(dtype):
+    def again(count):
+        buffer = np.zeros(2, dtype)
+        for i in range(count):
+            buffer[0] = (i, i / 2) if buffer.dtype.names else i.to_bytes(4, "big")
+            yield buffer[0]
+
+    return again
+
+
 AGAIN = {
+    "records": records_again("i4,f8"),
+    "bytes of no type": records_again("V4"),
+    "records in lists": lambda count: ([record, record] for record in records_again("i4,f8")(count)),
+    "shared memory": memory_again(multiprocessing.RawArray("d", 3)),
+    "synchronized memory": memory_again(multiprocessing.Array("d", 3)),
+    "shared memory in lists": memory_again(multiprocessing.RawArray("i", 3), lambda buffer: [buffer, buffer]),
+    "shared memory in tuples": memory_again(multiprocessing.RawArray("i", 3), lambda buffer: (buffer, buffer)),
+    "mapped memory": memory_again(mmap(-1, 5)),
+    "a view of mapped memory": memory_again(mmap(-1, 5), read_only),
+    "uncopyable": lambda count: (Uncopyable(one.array, one.value) for one in lazy_ones(count)),
     "arrays": arrays_again,
     "large": lambda count: arrays_again(count, 3_000),
     "larger": lambda count: arrays_again(count, 100_000),
@@ -315,7 +380,7 @@ AGAIN = {
 @pytest.mark.parametrize("cls", [RaggedMmap, DenseMmap])
 def test_a_buffer_that_is_used_again(tmp_path, source, cls):
     samples = AGAIN[source]
-    expected = [np.array(sample, copy=True) for sample in samples(23)]
+    expected = [np.array(sample).copy() for sample in samples(23)]  # `np.array` makes views of records
     made = [cls.from_generator(tmp_path / "generator", samples(23), 10)]
     coming = samples(23)
     made.append(cls.from_indexable(tmp_path / "indexable", lambda i: next_or_end(coming), 10))
@@ -348,6 +413,34 @@ def test_bytes_that_are_used_again(tmp_path, make):
     m = BytesMmap.from_generator(tmp_path / "map", again(), 10)
     m.extend(again())
     assert list(m) == [bytes([i, i]) for i in range(23)] * 2
+
+
+@pytest.mark.parametrize("source", [source for source in AGAIN if "larg" not in source])
+def test_a_buffer_that_is_used_again_for_a_function_of_others(path, source):
+    expected = [np.array(sample).copy() for sample in AGAIN[source](7)]
+    made = from_generator_base(
+        path, AGAIN[source](7), 3, lambda folder, chunk: list(chunk), lambda made, more: made.extend(more)
+    )
+    assert all(map(np.array_equal, made, expected))
+
+
+def test_what_is_neither_an_array_nor_numbers_is_handed_on_as_it_is(path):
+    """Packages that build on this one may have samples of any class."""
+    samples = [open(__file__), multiprocessing.Array("c", 3), Sequence, {"a": multiprocessing.RawArray("d", 3)}]  # noqa: SIM115
+    made = from_generator_base(path, samples, 9, lambda folder, chunk: list(chunk))
+    samples[0].close()
+    assert all(one is other for one, other in zip(made, samples, strict=True))
+
+
+@pytest.mark.parametrize("cls", [RaggedMmap, DenseMmap])
+def test_a_sequence_that_fills_one_array_for_all_its_parts(tmp_path, cls):
+    rows = [[i, i] for i in range(3)]
+    assert DenseMmap.from_ndarray(tmp_path / "dense", Sequence(0))[:].tolist() == rows
+    assert np_from_ndarray(tmp_path / "memmap", Sequence(0)).tolist() == rows
+    m = cls.from_generator(tmp_path / "map", [Sequence(0)], 2)
+    m.append(Sequence(0))
+    m.extend(iter([Sequence(0)]))
+    assert [sample.tolist() for sample in m] == [rows] * 3
 
 
 @pytest.mark.parametrize("samples", [arrays_again, lists_again], ids=["arrays", "lists"])

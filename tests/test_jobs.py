@@ -1,6 +1,8 @@
 """The processes of `n_jobs`: they end with their parent, leave nothing, and fail with errors of ours."""
 
+import ctypes
 import functools
+import multiprocessing
 import os
 import pickle
 import random
@@ -327,6 +329,19 @@ def filled(i: int) -> np.ndarray:
     return buffer
 
 
+records, shared = np.zeros(2, "i4,f8"), multiprocessing.RawArray("d", 3)
+
+
+def filled_record(i: int) -> np.void:
+    records[0] = (i, i / 2)
+    return records[0]
+
+
+def filled_memory(i: int) -> ctypes.Array:
+    shared[:] = [i] * 3
+    return shared
+
+
 def filled_bytes(i: int) -> bytearray:
     raw_buffer[:] = bytes([i]) * 3
     return raw_buffer
@@ -336,6 +351,20 @@ def filled_bytes(i: int) -> bytearray:
 def test_a_buffer_that_a_loader_uses_again(tmp_path, kind):
     m = kind.from_indexable(tmp_path / "map", Reusing(filled), 20, n_jobs=2)
     assert_same(list(m), [np.full(3, float(i)) for i in range(50)])
+
+
+@pytest.mark.parametrize("n_jobs", [None, 2])
+def test_memory_that_is_no_array_and_that_a_loader_uses_again(tmp_path, n_jobs):
+    m = DenseMmap.from_indexable(tmp_path / "records", Reusing(filled_record), 20, n_jobs=n_jobs)
+    assert m[:].tolist() == [(i, i / 2) for i in range(50)]
+    m = DenseMmap.from_indexable(tmp_path / "shared", filled_memory_of_50, 20, n_jobs=n_jobs)
+    assert m[:].tolist() == [[i] * 3 for i in range(50)]
+
+
+def filled_memory_of_50(i: int) -> ctypes.Array:
+    if i >= 50:
+        raise IndexError(i)
+    return filled_memory(i)
 
 
 def test_bytes_that_a_loader_uses_again(tmp_path):

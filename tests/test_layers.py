@@ -61,6 +61,7 @@ SAME_LEVEL = {
         ("base", "_ingest"),
         ("base", "_making"),
         ("base", "_reading"),
+        ("lossless", "_arrival"),
         ("lossless", "_times"),
         ("_worker", "_arrival"),
         ("_workers", "_worker"),

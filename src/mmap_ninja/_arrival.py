@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-_CONSTANT = {type(None), bool, int, float, complex, str, bytes}
+_NUMBERS = {bool, int, float, complex}
+_CONSTANT = {type(None), str, bytes, *_NUMBERS}
+_ARRAYS = "__array__", "__array_interface__", "__array_struct__"
 _SEGMENT = 8 << 20  # bytes; NumPy asks for huge pages from 4 MiB on
 _LARGE = 1 << 20  # above, a sample has no place in a segment
 
@@ -27,24 +29,60 @@ def _is_mapped(array: np.ndarray[Any, Any]) -> bool:
     base: Any = array
     while isinstance(base, np.ndarray) and not base.flags.writeable:
         base = base.base
-    return isinstance(base.obj if isinstance(base, memoryview) and base.readonly else base, mmap)
+    base = base.obj if isinstance(base, memoryview) and base.readonly else base
+    return isinstance(base, mmap) and memoryview(base).readonly  # else its owner may write to the mapping
 
 
 def kept(sample: Any) -> Any:
-    """The sample, or a copy of what its source could write to; what cannot be copied is handed on as it is."""
+    """The sample, or a copy of what its source could write to.
+
+    What Python cannot copy, such as memory that is shared between processes, becomes an array or a list; what is
+    neither is handed on as it is.
+    """
     kind = type(sample)
     if kind is np.ndarray:
         return sample.copy()
-    if kind in _CONSTANT or isinstance(sample, np.generic):
+    if kind in _CONSTANT or (isinstance(sample, np.generic) and not isinstance(sample, np.void)):  # that is a view
         return sample
     if kind is memoryview:
         return bytes(sample) if sample.format == "B" and sample.ndim == 1 else np.array(sample)
     if kind in (list, tuple) and set(map(type, sample)) <= _CONSTANT:
         return kind(sample)
-    try:
-        return deepcopy(sample)
-    except Exception:  # whatever a class of the user's raises; then it holds no memory that numpy could share
+    for copied in (deepcopy, _read):
+        try:
+            return copied(sample)
+        except Exception:  # whatever a class of the user's raises
+            continue
+    return sample
+
+
+def _read(sample: Any) -> Any:
+    """What is read from something that Python cannot copy: an array, a list of numbers and arrays, or the same."""
+    if is_array(sample):
+        return np.asanyarray(sample).copy()  # not `np.array`, which believes a class that it has copied
+    if isinstance(sample, list | tuple):
+        parts = map(kept, sample)
+        return type(sample)(*parts) if hasattr(sample, "_fields") else type(sample)(parts)
+    if not (hasattr(sample, "__len__") and hasattr(sample, "__getitem__")):
         return sample
+    read = [kept(part) for part in sample]
+    return read if set(map(type, read)) <= {np.ndarray, *_NUMBERS} else sample
+
+
+def is_array(sample: Any) -> bool:
+    """Whether NumPy takes this for an array as a whole, of a dtype of its own, as it does tensors and buffers."""
+    if isinstance(sample, np.ndarray | memoryview | bytearray):
+        return True
+    kind = type(sample)
+    if kind in _CONSTANT or isinstance(sample, str | bytes | list | tuple | dict | type):
+        return False
+    if any(hasattr(kind, name) for name in _ARRAYS) or any(hasattr(sample, name) for name in _ARRAYS):
+        return True
+    try:
+        memoryview(sample).release()
+    except (TypeError, ValueError, BufferError):
+        return False
+    return True
 
 
 class Room:

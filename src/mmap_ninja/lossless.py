@@ -8,11 +8,13 @@ overflows to infinity, loses a fraction, an imaginary part or a mask, or turns f
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from mmap_ninja._arrival import is_array, lent
 from mmap_ninja._times import cast_times
 from mmap_ninja.errors import SampleError, SampleTypeError
 
@@ -21,7 +23,7 @@ Leaves = list[Any] | None  # the single values and the arrays in a sequence, in 
 
 _INTEGERS, _NUMBERS, _TIMES = "biu", "biufc", "mM"
 _PLAIN = {bool, int, float, complex, str, bytes}
-_ARRAYS = "__array__", "__array_interface__", "__array_struct__"
+_STEADY = {list, tuple, range, deque}  # which run no code of the user's when they hand out their parts
 _MOST_NESTED = 64  # axes of a NumPy array
 
 
@@ -73,7 +75,7 @@ def _read(sample: Any) -> tuple[Array, Leaves]:
     is_text, is_scalar = isinstance(sample, str | bytes), isinstance(sample, np.generic)
     if is_text and not is_scalar:
         raise SampleTypeError(f"a {type(sample).__name__} is no array; StringsMmap stores texts, BytesMmap bytes")
-    if not is_text and (is_scalar or _is_array(sample)):
+    if not is_text and (is_scalar or is_array(sample)):
         return _unmasked(sample), None
     leaves: list[Any] = []
     plain = _part(sample, leaves, 0)
@@ -90,22 +92,6 @@ def _made(make: Any, plain: Any, sample: Any) -> Any:
         return make(plain)
     except (ValueError, TypeError, OverflowError) as error:
         raise SampleTypeError(f"a {type(sample).__name__} that is no regular array: {error}") from error
-
-
-def _is_array(sample: Any) -> bool:
-    """Whether NumPy takes this for an array as a whole, of a dtype of its own, as it does tensors and buffers."""
-    if isinstance(sample, np.ndarray | memoryview | bytearray):
-        return True
-    kind = type(sample)
-    if kind in _PLAIN or isinstance(sample, str | bytes | list | tuple | dict | type):
-        return False
-    if any(hasattr(kind, name) for name in _ARRAYS) or any(hasattr(sample, name) for name in _ARRAYS):
-        return True
-    try:
-        memoryview(sample).release()
-    except (TypeError, ValueError, BufferError):
-        return False
-    return True
 
 
 def _is_sequence(sample: Any) -> bool:
@@ -132,18 +118,23 @@ def _listed(sequence: Any, leaves: list[Any], depth: int) -> Any:
     """The sequence as nested lists, read once; its single values and its arrays are added to `leaves`."""
     if depth > _MOST_NESTED:
         raise SampleTypeError(f"a {type(sequence).__name__} nested more than {_MOST_NESTED} deep is no array")
-    parts = sequence if isinstance(sequence, list | tuple) else list(sequence)
+    parts = sequence if isinstance(sequence, list | tuple) else _taken(sequence)
     if set(map(type, parts)) <= _PLAIN:
         leaves.extend(parts)
         return parts
     return [_part(part, leaves, depth) for part in parts]
 
 
+def _taken(sequence: Any) -> list[Any]:
+    """The parts as they come, of which the next one may use the memory of the one before."""
+    return list(sequence if type(sequence) in _STEADY else map(lent, sequence))
+
+
 def _part(part: Any, leaves: list[Any], depth: int) -> Any:
     if isinstance(part, np.generic):
         leaves.append(part)
         return part
-    if _is_array(part):
+    if is_array(part):
         leaves.append(_unmasked(part))
         return leaves[-1]
     if _is_sequence(part):

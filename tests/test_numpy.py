@@ -1,5 +1,6 @@
 """Dense maps as `np.memmap`: the `np_*` functions."""
 
+import collections
 import copy
 import os
 import pickle
@@ -26,6 +27,16 @@ from mmap_ninja.errors import (
 from plain_reader import forge
 
 ARRAY = np.arange(12.0).reshape(4, 3)
+
+
+class HandsOut:
+    """What NumPy asks for an array."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
 
 
 @pytest.fixture
@@ -340,3 +351,62 @@ def test_a_memmap_whose_files_were_copied_is_not_written_to(tmp_path):
         memmap[0] = 7
     mmap_ninja.np_open_existing(tmp_path / "map", mode="r+")[0] = 7
     assert mmap_ninja.open_map(tmp_path / "map")[0] == 7
+
+
+DAY, NANOSECOND = np.datetime64("5000-01-01", "D"), np.datetime64(1, "ns")
+LOSSY = {
+    "integer": (np.zeros(1), (2**53 + 1, 0.5)),
+    "integers in rows": (np.zeros((1, 1)), ([2**53 + 1], [0.5])),
+    "text": (np.array(["ab"]), collections.deque(["a\0", "b"])),
+    "times": (np.zeros(1, "M8[ns]"), (DAY, NANOSECOND)),
+    "mask": (np.zeros((1, 2)), (np.ma.masked_array([1.0, 2.0], [True, False]), np.zeros(2))),
+    "masked rows": (np.zeros((1, 2)), np.ma.masked_array([[1.0, 2.0]], [[True, False]])),
+    "masked, handed out": (np.zeros((1, 2)), HandsOut(np.ma.masked_array([[1.0, 2.0]], [[True, False]]))),
+}
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_nothing_is_lost_before_it_is_looked_at(path, name):
+    there, samples = LOSSY[name]
+    memmap = mmap_ninja.np_from_ndarray(path, there)
+    before = tree(path)
+    for add in (
+        lambda: mmap_ninja.np_extend(memmap, samples),
+        lambda: mmap_ninja.np_extend_dir(path, samples),
+        lambda: mmap_ninja.np_append(memmap, samples),
+        lambda: mmap_ninja.np_from_ndarray(path.parent / "other", samples),
+    ):
+        with pytest.raises((SampleError, SampleTypeError)):
+            add()
+    assert tree(path) == before
+    assert not (path.parent / "other").exists()
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        ([1.0, 2, 3], [4, 5, 6]),
+        collections.deque([np.arange(1, 4), [4, 5, 6]]),
+        HandsOut(np.arange(1.0, 7).reshape(2, 3)),
+        memoryview(np.arange(1.0, 7).reshape(2, 3)),
+        np.ma.masked_array([[1, 2, 3], [4, 5, 6]]),
+        [HandsOut(np.arange(1.0, 4)), (4, 5, 6)],
+        (row for row in ([1, 2, 3], [4, 5, 6])),
+    ],
+    ids=["tuple", "deque", "what hands out an array", "memoryview", "masked", "list", "generator"],
+)
+def test_extended_by_all_that_holds_samples(path, memmap, samples):
+    mmap_ninja.np_extend(memmap, samples)
+    assert mmap_ninja.np_open_existing(path)[4:].tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+@pytest.mark.parametrize("sample", [(1, 2, 3), collections.deque([1.0, 2, 3]), range(1, 4), HandsOut(np.arange(1, 4))])
+def test_one_sample_of_any_class_is_appended_as_one(path, memmap, sample):
+    mmap_ninja.np_append(memmap, sample)
+    assert mmap_ninja.np_open_existing(path)[4:].tolist() == [[1, 2, 3]]
+
+
+def test_bytes_are_samples_as_0_9_0_has_taken_them(path):
+    memmap = mmap_ninja.np_from_ndarray(path, np.zeros(1, "u1"))
+    mmap_ninja.np_extend(memmap, bytearray(b"ab"))
+    assert mmap_ninja.np_open_existing(path).tolist() == [0, 97, 98]

@@ -12,6 +12,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from mmap_ninja import lossless
+from mmap_ninja._arrival import is_array
 from mmap_ninja._reading import _TRIES, AnyPath, folder_of, warn_if_part_built
 from mmap_ninja._storage import verified
 from mmap_ninja._storage.build import writing
@@ -142,7 +144,7 @@ def extend_dir(
     open_snapshot(folder_of(out_dir))  # raises where there is no map
     dense = DenseMmap(out_dir)
     try:
-        samples = arr if isinstance(arr, np.ndarray | list) else np.asarray(arr)
+        samples = lossless.as_array(arr) if is_array(arr) and not isinstance(arr, np.ndarray) else arr
         dense.extend(samples, sync=sync, timeout=timeout, expected_length=expected_length)
     finally:
         dense._let_go()  # not `close`, which would sync what was not to be synced

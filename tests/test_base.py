@@ -177,3 +177,29 @@ def test_unreadable(path, name):
     assert PermissionError in kinds
     assert MmapNinjaError in kinds
     assert os.fspath(path) in message
+
+
+@pytest.mark.parametrize("error", [IndexError("mine"), StopIteration("mine")], ids=repr)
+@pytest.mark.parametrize("walk", [list, lambda w: list(reversed(w)), lambda w: 9 in w], ids=["for", "reversed", "in"])
+def test_a_function_of_wrapped_that_raises_is_no_end(error, walk):
+    def stop(number):
+        if number == 2:
+            raise error
+        return number
+
+    with pytest.raises((IndexError, RuntimeError), match=r"mine|generator raised StopIteration"):
+        walk(Wrapped([1, 2, 3], stop))
+    assert list(Wrapped([1, 3], stop)) == [1, 3]
+    assert list(reversed(Wrapped([1, 3], stop))) == [3, 1]
+
+
+def test_wrapped_data_of_no_length_ends_as_it_did():
+    class Unsized:
+        def __getitem__(self, i):
+            return [5, 6][i]
+
+    assert list(Wrapped(Unsized(), str)) == ["5", "6"]
+    assert list(Wrapped(Wrapped(Unsized(), str), int)) == [5, 6]
+    assert 6 in Wrapped(Unsized(), int)
+    with pytest.raises(TypeError):
+        reversed(Wrapped(Unsized(), str))

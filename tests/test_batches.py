@@ -1056,3 +1056,21 @@ def test_a_padding_that_the_dtype_does_not_have(folder: Path) -> None:
 
 def test_its_repr(folder: Path) -> None:
     assert repr(Batches(folder / "rows", 4)).startswith("Batches(Order(23, 4,")
+
+
+@pytest.mark.parametrize("given", ["transform", "batch_transform", "wrapper_fn", "empty"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_function_that_stops_is_no_end(tmp_path: Path, given: str, threads: int) -> None:
+    def stop(*_: Any) -> Any:
+        raise StopIteration("enough")
+
+    m = RaggedMmap.from_lists(tmp_path / "m", ROWS, wrapper_fn=stop if given == "wrapper_fn" else None)
+    options = {} if given == "wrapper_fn" else {given: stop}
+    batches = Batches({"a": m}, 4, layout="padded", threads=threads, **options)
+    for make in (lambda: next(iter(batches)), batches.peek, lambda: batches.batch(0, 0), lambda: list(batches)):
+        with pytest.raises(RuntimeError, match="a function raised StopIteration") as caught:
+            make()
+        assert "while making batch 0 of epoch" in str(getattr(caught.value, "__notes__", caught.value))
+        assert isinstance(caught.value.__cause__, StopIteration)
+    with pytest.raises(RuntimeError, match="a function raised StopIteration"):
+        list(map(batches.batch, [0], [1]))

@@ -440,3 +440,19 @@ def test_everything_is_there_to_be_found() -> None:
 
 def test_check_refuses_what_is_damaged(tmp_path: Path) -> None:
     refuses_damage(lambda source, check: MmapPyDataset(source, 2, check=check), tmp_path)
+
+
+@pytest.mark.parametrize("given", ["transform", "batch_transform", "wrapper_fn"])
+def test_a_function_that_stops_drops_no_batch(tmp_path: Path, given: str) -> None:
+    def stop(made: Any) -> Any:
+        if np.max(made) >= 6:
+            raise StopIteration("enough")
+        return made
+
+    map_ = DenseMmap.from_ndarray(tmp_path / "m", np.arange(10), wrapper_fn=stop if given == "wrapper_fn" else None)
+    dataset = MmapPyDataset(map_, 2, **({} if given == "wrapper_fn" else {given: stop}))
+    with pytest.raises(RuntimeError, match="a function raised StopIteration") as caught:
+        list(dataset)
+    assert isinstance(caught.value.__cause__, StopIteration)
+    with pytest.raises(RuntimeError, match="a function raised StopIteration"):
+        dataset[3]

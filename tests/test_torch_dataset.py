@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import traceback
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -551,3 +552,44 @@ def test_check_in_workers(tmp_path: Path) -> None:
     DenseMmap(tmp_path / "map").append(np.arange(10_000.0))
     with pytest.raises(MapCorruptError, match="damaged in 1 of 1 blocks"):
         list(loader)
+
+
+# -- functions that raise what ends an iterator ------------------------------------------------------------------------
+
+
+def stop_at(number: int, error: Exception) -> Callable[[Any], Any]:
+    def function(sample: Any) -> Any:
+        if int(np.asarray(sample)) == number:
+            raise error
+        return torch.as_tensor(np.asarray(sample))
+
+    return function
+
+
+@pytest.mark.parametrize("given", ["transform", "wrapper_fn"])
+@pytest.mark.parametrize(
+    ("batch_size", "num_workers", "copy"),
+    [(None, 0, True), (None, 0, False), (1, 0, True), (4, 0, True), (4, 0, False), (4, 1, True)],
+)
+def test_a_function_that_stops_drops_no_sample(
+    tmp_path: Path, given: str, batch_size: int | None, num_workers: int, copy: bool
+) -> None:
+    DenseMmap.from_ndarray(tmp_path / "m", np.arange(10))
+    dataset = MmapDataset(tmp_path / "m", **{given: stop_at(6, StopIteration("enough"))}, copy=copy)
+    loader = DataLoader(dataset, batch_size, num_workers=num_workers)
+    with pytest.raises(RuntimeError, match="a function raised StopIteration") as caught:
+        list(loader)
+    told = "\n".join(traceback.format_exception(caught.value))
+    assert "while making sample 6" in told
+    assert "enough" in told
+
+
+@pytest.mark.parametrize("error", [StopIteration("mine"), IndexError("mine")], ids=repr)
+def test_a_loop_over_the_dataset_itself_goes_to_its_end(error: Exception) -> None:
+    dataset = MmapDataset(np.arange(10))
+    assert [int(sample) for sample in dataset] == list(range(10))
+    assert [int(sample) for sample in reversed(dataset)] == list(range(10))[::-1]
+    stopping = MmapDataset(np.arange(10), transform=stop_at(6, error))
+    for loop in (iter(stopping), reversed(stopping)):
+        with pytest.raises((RuntimeError, IndexError), match="mine"):
+            list(loop)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
+from itertools import count
 from typing import Any
 
 from mmap_ninja import _ingest
@@ -43,7 +44,8 @@ class Mmap(Making):
 class Wrapped:
     """Any collection seen through a function: `wrapped[i]` is `wrapper_fn(data[i])`.
 
-    `wrapper_fn` gets a copy of the sample, unless `copy_before_wrapper_fn=False`.
+    `wrapper_fn` gets a copy of the sample, unless `copy_before_wrapper_fn=False`. Where the data has a
+    length, a loop goes to its end: an `IndexError` or a `StopIteration` of the function is an error.
 
     Examples:
         >>> halves = Wrapped([1, 2, 3], lambda x: x / 2)
@@ -62,6 +64,21 @@ class Wrapped:
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def __iter__(self) -> Iterator[Any]:
+        length = _ingest.length_of(self)
+        return self._until_the_end() if length is None else (self[i] for i in range(length))
+
+    def __reversed__(self) -> Iterator[Any]:
+        return (self[i] for i in reversed(range(len(self))))
+
+    def _until_the_end(self) -> Iterator[Any]:
+        for i in count():
+            try:
+                sample = self[i]
+            except (IndexError, StopIteration):
+                return
+            yield sample
 
 
 def open_map(

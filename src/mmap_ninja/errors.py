@@ -219,7 +219,13 @@ def about(name: str) -> Iterator[None]:
 
 
 def noted(error: BaseException, note: str) -> BaseException:
-    """The same error, which now says where it happened."""
+    """The same error, which now says where it happened.
+
+    A `StopIteration`, which would end the loop around it without a word, becomes a `RuntimeError`, as in a generator.
+    """
+    if isinstance(error, StopIteration):
+        ended = RuntimeError(f"a function raised {error!r}, which is the end of an iterator and of nothing else")
+        ended.__cause__, error = error, ended
     if hasattr(error, "add_note"):
         error.add_note(note)
     elif isinstance(error, OSError) and error.strerror is not None:  # Python 3.10 shows no notes

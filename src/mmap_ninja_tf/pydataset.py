@@ -148,7 +148,8 @@ class MmapPyDataset(keras.utils.PyDataset):  # type: ignore[misc]
             self.on_epoch_end()
         self._loop = loop = _Loop(len(self))
         first = self.mmap_ninja_epochs.next
-        for batch in map(self._batch, range(first, first + len(self))):
+        for number in range(first, first + len(self)):
+            batch = self._batch(number)
             loop.left -= 1
             yield batch
             del batch  # it is not ours any more

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy as shallow_copy
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from mmap_ninja import buffers
-from mmap_ninja.errors import ArgumentError, ArgumentTypeError, IndexTypeError
+from mmap_ninja.errors import ArgumentError, ArgumentTypeError, IndexTypeError, noted
 from mmap_ninja.fields import Fields, alike, each, length, named_parts, rows, verify
 from mmap_ninja.indexing import is_single
 from mmap_ninja_torch import convert
@@ -103,12 +103,21 @@ class MmapDataset(Dataset[Any]):
             )
         columns = self._columns
         sample = columns.read(index) if type(columns) is _Column else each(lambda column: column.read(index), columns)
-        return sample if self._transform is None else self._transform(sample)
+        return sample if self._transform is None else _made(self._transform, sample, index)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The samples in their order; an `IndexError` of a function is no end of them."""
+        return (self[index] for index in range(len(self)))
+
+    def __reversed__(self) -> Iterator[Any]:
+        return (self[index] for index in reversed(range(len(self))))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Many samples at once, which is how a DataLoader reads a batch. They share memory."""
         samples = rows(each(lambda column: column.read_many(indices), self._columns))
-        return list(samples if self._transform is None else map(self._transform, samples))
+        if self._transform is None:
+            return list(samples)
+        return [_made(self._transform, sample, index) for sample, index in zip(samples, indices, strict=True)]
 
     def __repr__(self) -> str:
         return f"MmapDataset({self._fields!r})"
@@ -131,7 +140,8 @@ class _Column:
             value = value.copy()
         elif self._wrapper_fn is not None:
             value = shallow_copy(value)
-        return convert.sample(value, self._dtype) if self._wrapper_fn is None else self._wrapper_fn(value)
+        function = self._wrapper_fn
+        return convert.sample(value, self._dtype) if function is None else _made(function, value, index)
 
     def read_many(self, indices: Sequence[int]) -> list[Any]:
         field = self._field
@@ -141,6 +151,14 @@ class _Column:
             return list(convert.split(field.take_jagged(indices)))
         values = buffers.empty((len(indices), *field.sample_shape), self._dtype)
         return [row.data for row in convert.tensor(field.take(indices, out=values))]  # see `split`
+
+
+def _made(function: Function, value: Any, index: int) -> Any:
+    """What a function makes of a sample, or of a part of one. Its errors name the sample."""
+    try:
+        return function(value)
+    except Exception as error:
+        raise noted(error, f"while making sample {index}")  # noqa: B904 - the same error, with a note
 
 
 def _columns(name: str, fields: Fields, wrapper_fn: Any, is_copied: bool) -> Any:

@@ -28,12 +28,13 @@ from changes import KINDS, format_1_column, format_1_rows, interrupt, listed, no
 from children import Children
 from faults import KILLED, Disk, Os, Strike, in_child, killed_at, recorded, tree
 from meanwhile import BLOCK, LARGE, assign_for_ever, extend_for_ever, flip, replace_for_ever, right, uniform
-from mmap_ninja import DenseMmap, RaggedMmap, backup, np_open_existing, open_map, select, upgrade, verify
+from mmap_ninja import DenseMmap, RaggedMmap, Wrapped, backup, np_open_existing, open_map, select, upgrade, verify
 from mmap_ninja._storage import copying, disk, half
 from mmap_ninja._storage.lock import Lock
 from mmap_ninja._storage.manifest import MANIFEST
 from mmap_ninja.cli import main
 from mmap_ninja.errors import (
+    ArgumentError,
     ArgumentTypeError,
     DiskError,
     ForeignFileError,
@@ -207,7 +208,9 @@ def test_what_is_no_map(tmp_path: Path) -> None:
         (tmp_path / "folder", MapNotFoundError, "there is no map at"),
         (tmp_path / "file", MapPathError, "is a file, expected the folder of a map"),
         (tmp_path / "part", PartBuiltError, "finish it with resume=True, then back it up"),
-        (select(m, [0]), ArgumentTypeError, "the path of a map is a str or a Path"),
+        (select(m, [0]), ArgumentTypeError, "an open map, or the path of one, not a Selection"),
+        (Wrapped(m, len), ArgumentTypeError, "an open map, or the path of one, not a Wrapped"),
+        (np.zeros(3), ArgumentTypeError, "an open map, or the path of one, not a ndarray"),
     ):
         with pytest.raises(error, match=match):
             backup(source, tmp_path / "copy")
@@ -246,6 +249,28 @@ def test_a_target_that_is_empty_or_a_file_or_below_nothing(tmp_path: Path) -> No
     for target in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(MapPathError, match="is a file"):
             backup(tmp_path / "map", target)
+
+
+@pytest.mark.parametrize("name", ["backup", "below/backup", "../link/backup"])
+def test_a_target_in_the_map_itself_is_refused(tmp_path: Path, name: str) -> None:
+    RaggedMmap.from_lists(tmp_path / "map", LARGE[:1])
+    (tmp_path / "link").symlink_to(tmp_path / "map")
+    before = tree(tmp_path / "map")
+    with pytest.raises(ArgumentError, match=r"is in the folder of the map, .*: a backup goes to another place"):
+        backup(tmp_path / "map", tmp_path / "map" / name)
+    assert tree(tmp_path / "map") == before
+    assert backup(tmp_path / "map", tmp_path / "map beside it") == []
+
+
+def test_a_target_that_is_a_link(tmp_path: Path) -> None:
+    RaggedMmap.from_lists(tmp_path / "map", LARGE[:1])
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(MapPathError, match="link is a link to nowhere, expected the folder of a map"):
+        backup(tmp_path / "map", tmp_path / "link")
+    with pytest.raises(MapPathError, match="link is a link to nowhere, expected the folder of a map"):
+        RaggedMmap.from_lists(tmp_path / "link" / "below", LARGE[:1])
+    (tmp_path / "nowhere").mkdir()
+    assert backup(tmp_path / "map", tmp_path / "link") == []
 
 
 def test_one_backup_at_a_time(tmp_path: Path) -> None:

@@ -208,7 +208,8 @@ def test_arguments_that_make_no_sense(tmp_path: Path) -> None:
             ({"id": 1}, ArgumentTypeError, r"expect\['id'\] is 1: expected a str"),
             ({"dtype": "nonsense"}, ArgumentTypeError, r"expect\['dtype'\] is 'nonsense': dtype 'nonsense' is unknown"),
             ({"dtype": object()}, ArgumentTypeError, r"expect\['dtype'\]"),
-            ({"sample_shape": 3}, ArgumentTypeError, r"expect\['sample_shape'\] is 3"),
+            ({"sample_shape": 3}, ArgumentTypeError, r"expect\['sample_shape'\] is 3: expected a tuple of numbers"),
+            ({"sample_shape": [2.5]}, ArgumentTypeError, r"is \[2.5\]: expected a tuple of numbers"),
             ([("length", 1)], ArgumentTypeError, "expect is .*, expected a dict, such as the `identity` of a map"),
             (5, ArgumentTypeError, "expect is 5, expected a dict"),
         ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from mmap_ninja._ingest import byte_progress
@@ -10,6 +11,7 @@ from mmap_ninja._storage.backup import back_up, total
 from mmap_ninja._storage.check import Finding
 from mmap_ninja._storage.legacy import DEFAULT_KEYS, Keys
 from mmap_ninja.base import Mmap
+from mmap_ninja.errors import ArgumentTypeError
 
 
 def backup(
@@ -32,7 +34,8 @@ def backup(
     blocks are shared where the file system copies them on write. Only committed bytes of files that the map names are
     copied. Raises `MapCorruptError` where the map is damaged, `PartBuiltError` where it was never finished,
     `MapChangedError` where it is changed in place too often, `ForeignFileError` where there is anything in `folder`,
-    `MapNotFoundError`, `MapLockedError`, `MapPermissionError`, `DiskError`; then nothing is left of the copy.
+    `ArgumentError` where `folder` is in the folder of the map, `MapNotFoundError`, `MapLockedError`,
+    `MapPermissionError`, `DiskError`; then nothing is left of the copy.
 
     Examples:
         >>> from mmap_ninja import RaggedMmap, open_map
@@ -47,6 +50,11 @@ def backup(
         source.flush()
         source._origin()
         source, keys = source._folder, source._keys
+    elif not isinstance(source, str | os.PathLike):
+        raise ArgumentTypeError(
+            f"the source of a backup is an open map, or the path of one, not a {type(source).__name__}; a map is "
+            "copied as a whole"
+        )
     path = folder_of(source)
     with byte_progress(path, verbose, total(path, keys) if verbose else None) as tick:
         return back_up(path, target, keys, tick, sync=sync)

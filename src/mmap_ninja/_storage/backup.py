@@ -26,6 +26,7 @@ from mmap_ninja._storage.lock import LOCK, Lock
 from mmap_ninja._storage.manifest import BUILDING, MANIFEST, NEXT, File, Manifest
 from mmap_ninja._storage.snapshot import find_finished, read_json
 from mmap_ninja.errors import (
+    ArgumentError,
     ForeignFileError,
     MapChangedError,
     MapCorruptError,
@@ -46,6 +47,7 @@ def back_up(source: str, target: str, keys: Keys, tick: Tick, *, sync: bool) -> 
     `tick` hears of each number of bytes that is copied, from any thread. Where this raises, nothing is left.
     """
     newest(source, keys)  # raises what is wrong with it before anything is made
+    _refuse_inside(source, target)
     _refuse_if_used(target)
     is_new = not disk.exists(target)
     try:
@@ -95,6 +97,13 @@ def newest(folder: str, keys: Keys) -> Manifest:
     if disk.is_no_folder(folder):
         raise MapPathError(f"{folder} is a file, expected the folder of a map")
     raise MapNotFoundError(f"there is no map at {folder}")
+
+
+def _refuse_inside(source: str, target: str) -> None:
+    """Refuse a folder in the map itself, with which the backup would be lost, or copied."""
+    above, below = os.path.realpath(source), os.path.realpath(target)
+    if below.startswith(os.path.join(above, "")):
+        raise ArgumentError(f"{target} is in the folder of the map, {source}: a backup goes to another place")
 
 
 def _refuse_if_used(target: str) -> None:

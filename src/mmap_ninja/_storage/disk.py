@@ -250,7 +250,8 @@ def make_folder(path: str) -> None:
         missing.append(above)
         above = os.path.dirname(above) or "."
     if not is_folder(above):
-        raise MapPathError(f"{above} is a file, expected the folder of a map")
+        what = "a file" if is_no_folder(above) else "a link to nowhere"
+        raise MapPathError(f"{above} is {what}, expected the folder of a map")
     for folder in reversed(missing):
         try:
             with explained(folder, "make this folder"):

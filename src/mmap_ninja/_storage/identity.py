@@ -53,7 +53,10 @@ def _dtype(value: Any) -> np.dtype[Any] | None:
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:
-    return None if value is None else tuple(map(_whole_number, value))
+    try:
+        return None if value is None else tuple(map(_whole_number, value))
+    except (TypeError, ValueError):
+        raise ValueError("expected a tuple of numbers") from None
 
 
 # How a value is read that is expected, and what there is.

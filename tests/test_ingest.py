@@ -361,6 +361,8 @@ AGAIN = {
     "shared memory in tuples": memory_again(multiprocessing.RawArray("i", 3), lambda buffer: (buffer, buffer)),
     "mapped memory": memory_again(mmap(-1, 5)),
     "a view of mapped memory": memory_again(mmap(-1, 5), read_only),
+    "views of bytes": memory_again(mmap(-1, 5), memoryview),
+    "views of bytes in lists": memory_again(mmap(-1, 5), lambda buffer: [memoryview(buffer), memoryview(buffer)]),
     "uncopyable": lambda count: (Uncopyable(one.array, one.value) for one in lazy_ones(count)),
     "arrays": arrays_again,
     "large": lambda count: arrays_again(count, 3_000),

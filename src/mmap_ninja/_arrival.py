@@ -45,7 +45,7 @@ def kept(sample: Any) -> Any:
     if kind in _CONSTANT or (isinstance(sample, np.generic) and not isinstance(sample, np.void)):  # that is a view
         return sample
     if kind is memoryview:
-        return bytes(sample) if sample.format == "B" and sample.ndim == 1 else np.array(sample)
+        return bytearray(sample) if sample.format == "B" and sample.ndim == 1 else np.array(sample)
     if kind in (list, tuple) and set(map(type, sample)) <= _CONSTANT:
         return kind(sample)
     for copied in (deepcopy, _read):

@@ -241,6 +241,127 @@ def test_what_is_known_is_bounded(tmp_path: Path, compared: list, monkeypatch: p
     for name in "dcba":
         open_map(tmp_path / name, check=True)
     assert "".join(compared) == "abcda"
+    for name in "cacbcdc":  # what is asked for stays
+        open_map(tmp_path / name, check=True)
+    assert "".join(compared) == "abcdad"
+
+
+def test_each_of_many_maps_is_compared_once(tmp_path: Path, compared: list) -> None:
+    for number in range(300):
+        RaggedMmap.from_lists(tmp_path / str(number), [[number]], sync=False)
+    fields = {str(number): tmp_path / str(number) for number in range(300)}
+    for _ in range(2):
+        Batches(fields, 1, check=True)
+    assert len(compared) == 300
+
+
+# What is put in the place of what was compared.
+
+
+def damaged_copy(folder: Path) -> None:
+    """Of the whole folder, into the same one: id, generation and often the inodes are the same."""
+    backup(folder, folder.with_name("copy"))
+    copied_back(folder)
+
+
+def copied_back(folder: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name("copy"), folder)
+    flip(folder / "data.npy", 5000)
+
+
+def renamed_in(folder: Path) -> None:
+    shutil.copy2(folder / "data.npy", folder / "other")
+    flip(folder / "other", 5000)
+    (folder / "other").replace(folder / "data.npy")
+
+
+def written_anew(folder: Path) -> None:
+    """By a program that removes the file first: the new one often has its inode."""
+    raw = bytearray((folder / "data.npy").read_bytes())
+    raw[5000] ^= 1
+    (folder / "data.npy").unlink()
+    (folder / "data.npy").write_bytes(raw)
+
+
+def other_checksums(folder: Path) -> None:
+    raw = (folder / "data.crc").read_bytes()
+    (folder / "data.crc").unlink()
+    (folder / "data.crc").write_bytes(bytes([raw[0] ^ 1]) + raw[1:])
+
+
+def files_swapped(folder: Path) -> None:
+    """The folder stays, and each file in it is that of a copy."""
+    backup(folder, folder.with_name("copy"))
+    flip(folder.with_name("copy") / "data.npy", 5000)
+    for path in folder.with_name("copy").iterdir():
+        path.replace(folder / path.name)
+
+
+@pytest.mark.parametrize("replace", [damaged_copy, renamed_in, written_anew, other_checksums, files_swapped])
+def test_a_damaged_copy_in_the_same_place_is_compared(tmp_path: Path, replace: Callable) -> None:
+    folder = tmp_path / "map"
+    DenseMmap.from_ndarray(folder, np.arange(300_000).reshape(3, -1))
+    open_map(folder, check=True)
+    np_open_existing(folder, check=True)
+    replace(folder)
+    for act in (open_map, np_open_existing, lambda f, check: Batches(f, 1, check=check)):
+        with pytest.raises(MapCorruptError, match="is damaged"):
+            act(folder, check=True)
+    assert len(open_map(folder)) == 3
+
+
+def test_a_damaged_copy_with_the_same_inodes_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As file systems that use a number again at once have it, whatever this one does."""
+
+    class Renumbered:
+        def __init__(self, status: os.stat_result) -> None:
+            self.st_dev, self.st_ino = 1, 2
+            self.st_mtime_ns, self.st_ctime_ns = status.st_mtime_ns, status.st_ctime_ns
+
+    class Os:
+        @staticmethod
+        def stat(path: str) -> Renumbered:
+            return Renumbered(os.stat(path))
+
+    folder = tmp_path / "map"
+    DenseMmap.from_ndarray(folder, np.arange(300_000).reshape(3, -1))
+    monkeypatch.setattr(verified, "os", Os)
+    open_map(folder, check=True)
+    damaged_copy(folder)
+    with pytest.raises(MapCorruptError, match="is damaged"):
+        open_map(folder, check=True)
+
+
+def test_a_file_that_is_replaced_while_it_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    DenseMmap.from_ndarray(tmp_path / "map", np.arange(300_000).reshape(3, -1))
+    replaced: list[str] = []
+
+    def then_replaced(folder: str, *others: object) -> Iterator:
+        yield from check.check_state(folder, *others)
+        if not replaced:
+            replaced.append(folder)
+            renamed_in(Path(folder))
+
+    monkeypatch.setattr(verified, "check_state", then_replaced)
+    with pytest.raises(MapCorruptError, match="is damaged"):
+        open_map(tmp_path / "map", check=True)
+
+
+def test_bytes_that_are_being_added_do_not_make_it_begin_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared: list
+) -> None:
+    DenseMmap.from_ndarray(tmp_path / "map", np.arange(300_000).reshape(3, -1))
+
+    def then_added_to(folder: str, *others: object) -> Iterator:
+        compared.append("once")
+        yield from check.check_state(folder, *others)
+        with open(f"{folder}/data.npy", "ab") as file:
+            file.write(b"not committed")
+
+    monkeypatch.setattr(verified, "check_state", then_added_to)
+    open_map(tmp_path / "map", check=True)
+    assert compared == ["once"]
 
 
 def test_refresh_checks_the_new_state(tmp_path: Path, compared: list) -> None:
@@ -300,12 +421,23 @@ def test_each_epoch_of_a_map_that_was_refreshed_meanwhile(tmp_path: Path, compar
 
 def test_an_open_map_whose_state_cannot_be_checked_any_more(tmp_path: Path) -> None:
     m = RaggedMmap.from_lists(tmp_path / "map", LARGE)
+    other = RaggedMmap(tmp_path / "map")
     RaggedMmap(tmp_path / "map").append([1])
     Batches(m, 2, check=True)  # its bytes are there still, before the new ones
     RaggedMmap.from_lists(tmp_path / "map", LARGE[:2])
-    verified._known = {}
     with pytest.raises(MapChangedError, match="its old state cannot be checked any more: refresh"):
-        Batches(m, 2, check=True)
+        Batches(other, 2, check=True)
+
+
+def test_an_open_map_is_compared_once_while_others_append(tmp_path: Path, compared: list) -> None:
+    writer = RaggedMmap.from_lists(tmp_path / "map", LARGE)
+    m, unchecked = open_map(tmp_path / "map", check=True), open_map(tmp_path / "map")
+    for _ in range(3):
+        list(Batches(m, 2, check=True))
+        list(Batches(unchecked, 2, check=True))
+        writer.append([1])
+    assert compared == ["map"]
+    assert len(m) == len(LARGE)
 
 
 # Memmaps.
@@ -348,9 +480,8 @@ def test_views_of_views(tmp_path: Path, compared: list) -> None:
     Batches(view, 2, check=True)
     assert compared == ["map"]
     flip(tmp_path / "map" / "data.npy", 5000)
-    verified._known = {}
     with pytest.raises(MapCorruptError, match="is damaged"):
-        Batches(view, 2, check=True)
+        Batches(windows(select(open_map(tmp_path / "map"), [0, 3]), 100), 2, check=True)
 
 
 # Other processes.

@@ -267,3 +267,15 @@ def test_format_1(tmp_path: Path) -> None:
     with pytest.raises(MapChangedError, match="its id is"):
         open_map(tmp_path / "map", expect=expected)
     assert verify(tmp_path / "map") == []
+
+
+def test_the_id_of_format_1_is_that_of_its_data_file(tmp_path: Path) -> None:
+    format_1_column(tmp_path / "map", np.arange(6.0))
+    expected = {"id": open_map(tmp_path / "map").identity["id"]}
+    backup(tmp_path / "map", tmp_path / "copy")
+    with pytest.raises(MapChangedError, match="its id is"):
+        open_map(tmp_path / "copy", expect=expected)
+    upgrade(tmp_path / "map")
+    assert len(open_map(tmp_path / "map", expect=expected)) == 6
+    backup(tmp_path / "map", tmp_path / "another")
+    assert len(open_map(tmp_path / "another", expect=expected)) == 6

@@ -30,12 +30,12 @@ def backup(
     Returns what nothing vouches for in the copy, as `verify` does: values that were being assigned in place, and
     everything of format 1, which is copied as it is. All else was compared with its checksum after it had arrived.
 
-    Takes no lock of the map, whose writers may go on. The copy has the id of the map, and no file in common with it:
-    blocks are shared where the file system copies them on write. Only committed bytes of files that the map names are
-    copied. Raises `MapCorruptError` where the map is damaged, `PartBuiltError` where it was never finished,
-    `MapChangedError` where it is changed in place too often, `ForeignFileError` where there is anything in `folder`,
-    `ArgumentError` where `folder` is in the folder of the map, `MapNotFoundError`, `MapLockedError`,
-    `MapPermissionError`, `DiskError`; then nothing is left of the copy.
+    Takes no lock of the map, whose writers may go on. The copy has the id of the map (not so in format 1, where the id
+    is that of the data file), and no file in common with it: blocks are shared where the file system copies them on
+    write. Only committed bytes of files that the map names are copied. Raises `MapCorruptError` where the map is
+    damaged, `PartBuiltError` where it was never finished, `MapChangedError` where it is changed in place too often,
+    `ForeignFileError` where there is anything in `folder`, `ArgumentError` where `folder` is in the folder of the map,
+    `MapNotFoundError`, `MapLockedError`, `MapPermissionError`, `DiskError`; then nothing is left of the copy.
 
     Examples:
         >>> from mmap_ninja import RaggedMmap, open_map

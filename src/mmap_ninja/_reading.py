@@ -49,7 +49,6 @@ PRIVATE = "c"  # copy-on-write, as NumPy calls it
 
 
 _OPENED_WITH = ("mode", "_folder", "_given_path", "wrapper_fn", "copy_before_wrapper_fn", "_keys", "_is_checked")
-_TRIES = 5  # for a map that is changed in place while it is checked
 _handles: weakref.WeakSet[Reading] = weakref.WeakSet()
 
 
@@ -113,15 +112,15 @@ class Reading(Indexed):
 
         With `id` and `length` of a state that was seen, what there is of that.
         """
-        for _ in range(_TRIES):
+
+        def look() -> Snapshot:
             snapshot = self._newest_as_it_is(**seen)
             refuse_another(snapshot, expected)
-            if not self._is_checked:
-                return snapshot
-            self._refuse_another_kind(snapshot)  # before every byte of it is read
-            if verified.is_right(self._folder, self._keys, snapshot.manifest):
-                return snapshot
-        raise MapChangedError(f"{self._folder} was changed {_TRIES} times while it was checked: try again")
+            if self._is_checked:
+                self._refuse_another_kind(snapshot)  # before every byte of it is read
+            return snapshot
+
+        return verified.newest(self._folder, self._keys, look, is_checked=self._is_checked)
 
     def _newest_as_it_is(self, **seen: Any) -> Snapshot:
         return open_snapshot(self._folder, self._keys, is_private=self.mode == PRIVATE, **seen)
@@ -129,7 +128,7 @@ class Reading(Indexed):
     def _verify(self) -> None:
         """Compare the state that this handle sees with its checksums, if this process has not done so before."""
         snapshot = self._state()
-        if snapshot is not None and not verified.is_right(self._folder, self._keys, snapshot.manifest):
+        if snapshot is not None and not verified.is_compared(self._folder, self._keys, snapshot):
             raise MapChangedError(
                 f"{self._folder} was changed since it was opened, and its old state cannot be checked any more: refresh"
             )
@@ -202,7 +201,8 @@ class Reading(Indexed):
 
         `id` is that of the map and of its backups, `kind`, `dtype` and `length` say what it holds, and `checksum` is
         one of all bytes; it is left out where there is none: in format 1, and while values that were assigned are not
-        flushed. None of them changes when the map is flushed, backed up or given other metadata. Raises
+        flushed. None of them changes when the map is flushed, backed up or given other metadata. In format 1, `id` is
+        that of the data file: an upgrade keeps it, but a copy has another one, also a backup. Raises
         `MapNotFoundError` where there is no map yet.
         """
         snapshot = self._state()

@@ -14,7 +14,7 @@ import numpy as np
 
 from mmap_ninja import lossless
 from mmap_ninja._arrival import is_array
-from mmap_ninja._reading import _TRIES, AnyPath, folder_of, warn_if_part_built
+from mmap_ninja._reading import AnyPath, folder_of, warn_if_part_built
 from mmap_ninja._storage import verified
 from mmap_ninja._storage.build import writing
 from mmap_ninja._storage.disk import explained
@@ -175,14 +175,14 @@ def _dense_snapshot(
     is_checked: bool = False,
     expected: Mapping[str, Any] = MappingProxyType({}),
 ) -> Snapshot:
-    for _ in range(_TRIES):
+    def look() -> Snapshot:
         snapshot = open_snapshot(folder, id=id, length=length)
         if snapshot.manifest.kind != DENSE:
             raise MapKindError(f"{folder} is a {snapshot.manifest.kind} map, not a {DENSE} one; use open_map")
         refuse_another(snapshot, expected)
-        if not is_checked or verified.is_right(folder, DEFAULT_KEYS, snapshot.manifest):
-            return snapshot
-    raise MapChangedError(f"{folder} was changed {_TRIES} times while it was checked: try again")
+        return snapshot
+
+    return verified.newest(folder, DEFAULT_KEYS, look, is_checked=is_checked)
 
 
 def _ticket(folder: str, id: str) -> verified.Ticket | None:

@@ -110,11 +110,12 @@ class Snapshot:
     one may be written to, which changes no file.
     """
 
-    __slots__ = ("data", "dictionary", "folder", "index", "length", "manifest", "view")
+    __slots__ = ("data", "dictionary", "folder", "index", "is_compared", "length", "manifest", "view")
 
     def __init__(self, folder: str, manifest: Manifest, length: int | None = None, *, is_private: bool = False) -> None:
         self.folder, self.manifest = folder, manifest
         self.view: Any = None  # what a kind of map has made of the data
+        self.is_compared = False  # with the checksums, each byte
         self.length = manifest.length if length is None else length
         files = {
             role: MappedFile(folder, file, is_private=is_private and role == DATA)

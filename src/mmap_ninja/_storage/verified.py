@@ -4,22 +4,42 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import count
 
 from mmap_ninja._storage.check import CHANGED, DAMAGED, UNCHECKED, Finding, check_state
 from mmap_ninja._storage.legacy import Keys
-from mmap_ninja._storage.manifest import Manifest
-from mmap_ninja._storage.snapshot import boot_id, find
-from mmap_ninja.errors import MapCorruptError
+from mmap_ninja._storage.manifest import BUILDING, MANIFEST, Manifest
+from mmap_ninja._storage.snapshot import Snapshot, boot_id, find
+from mmap_ninja.errors import MapChangedError, MapCorruptError
 
-# The device and number of the folder, the id and the generation of the map, a checksum over those of its files.
-Key = tuple[int, int, str, int, int]
+# The device and number of the folder, the id and the generation of the map, a checksum over those of its files; and
+# of the manifest and of each file the device and number, and when it was changed.
+Stamp = tuple[int, int, int, int] | None
+Key = tuple[int, int, str, int, int, tuple[Stamp, ...]]
 Ticket = tuple[str | None, Key]
 
-_MOST = 256  # states
+_MOST = 65_536  # states
 _SHOWN = 20  # findings in an error
-_known: dict[Key, None] = {}  # replaced as a whole, never changed: no thread and no fork finds it half-way
+_TRIES = 5  # for a map that is changed in place while it is checked
+_known: dict[Key, int] = {}  # when it was asked for last; each change is one call, which no thread finds half-way
+_clock = count()
+
+
+def newest(folder: str, keys: Keys, look: Callable[[], Snapshot], *, is_checked: bool) -> Snapshot:
+    """The state that `look` finds; compared if that was asked for, and then looked for again if it was changed."""
+    for _ in range(_TRIES):
+        snapshot = look()
+        if not is_checked or is_compared(folder, keys, snapshot):
+            return snapshot
+    raise MapChangedError(f"{folder} was changed {_TRIES} times while it was checked: try again")
+
+
+def is_compared(folder: str, keys: Keys, snapshot: Snapshot) -> bool:
+    """As `is_right`, for the files that a snapshot has mapped: once, whatever becomes of their names."""
+    snapshot.is_compared = snapshot.is_compared or is_right(folder, keys, snapshot.manifest)
+    return snapshot.is_compared
 
 
 def is_right(folder: str, keys: Keys, state: Manifest) -> bool:
@@ -28,12 +48,12 @@ def is_right(folder: str, keys: Keys, state: Manifest) -> bool:
     Raises `MapCorruptError`, with what `verify` finds, where it is damaged, or where nothing vouches for it.
     """
     key = _key(folder, state)
-    if key is not None and key in _known:
+    if _knows(key):
         return True
     kinds = (DAMAGED, UNCHECKED, CHANGED)
     found = [one for one in check_state(folder, keys, state, lambda count: None) if one.kind in kinds]
-    if not found and key is not None and key == _key(folder, state):
-        _remember(key)
+    if not found and key is not None and _are_same_files(key, _key(folder, state)):
+        _remember(key)  # as it was before: what has changed since is compared again
         return True
     if not found or find(folder, keys) != state:
         return False
@@ -50,10 +70,8 @@ def _told(folder: str, found: Sequence[Finding]) -> str:
 
 def ticket(folder: str, state: Manifest) -> Ticket | None:
     """What tells another process on this machine that a state was compared; None where it was not."""
-    if not _known:
-        return None
-    key = _key(folder, state)
-    return (boot_id(), key) if key is not None and key in _known else None
+    key = _key(folder, state) if _known else None
+    return None if key is None or not _knows(key) else (boot_id(), key)
 
 
 def adopt(ticket: Ticket | None) -> None:
@@ -62,16 +80,42 @@ def adopt(ticket: Ticket | None) -> None:
         _remember(ticket[1])
 
 
+def _knows(key: Key | None) -> bool:
+    if key is None or key not in _known:
+        return False
+    _known[key] = next(_clock)
+    return True
+
+
 def _remember(key: Key) -> None:
-    global _known
-    newest: list[Any] = [known for known in _known if known != key][1 - _MOST :]
-    _known = dict.fromkeys([*newest, key])
+    _known[key] = next(_clock)
+    if len(_known) > _MOST:
+        times = _known.copy()
+        for old in sorted(times, key=times.__getitem__)[: 1 + _MOST // 8]:
+            _known.pop(old, None)
 
 
 def _key(folder: str, state: Manifest) -> Key | None:
+    """What tells a state that lies here from any other, and from a copy of it that was put in its place."""
     try:
         status = os.stat(folder)
     except OSError:
         return None
     files = zlib.crc32(repr(sorted(state.files.items())).encode())
-    return status.st_dev, status.st_ino, state.id, state.generation, files
+    names = [MANIFEST if state.building is None else BUILDING, *sorted(state.names())]
+    stamps = tuple(_stamp(f"{folder}/{name}") for name in names)
+    return status.st_dev, status.st_ino, state.id, state.generation, files, stamps
+
+
+def _stamp(path: str) -> Stamp:
+    with suppress(OSError):  # not there: there are no samples, or no complete block
+        status = os.stat(path)
+        return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+    return None
+
+
+def _are_same_files(key: Key, other: Key | None) -> bool:
+    """Whether a state still lies in the same files: a writer may have added to them, and replaced the manifest."""
+    if other is None or key[:-1] != other[:-1]:
+        return False
+    return all(a is None or (b is not None and a[:2] == b[:2]) for a, b in zip(key[-1][1:], other[-1][1:], strict=True))

@@ -13,6 +13,7 @@ from mmap_ninja import gather
 from mmap_ninja._grid import EvenGrid, Grid, Span, UnevenGrid
 from mmap_ninja._storage.index import Table
 from mmap_ninja._storage.manifest import BYTES, DENSE, STRINGS
+from mmap_ninja._storage.mappings import is_hidden
 from mmap_ninja._storage.snapshot import Snapshot
 from mmap_ninja._taking import LIST, Layout
 from mmap_ninja._view import View
@@ -126,7 +127,8 @@ class Windows(View):
         fits = isinstance(out, np.ndarray) and (out.dtype, out.shape, out.flags.writeable) == (rows.dtype, shape, True)
         if not fits:
             raise ArgumentTypeError(f"out has to be a writable array of {rows.dtype} and shape {shape}")
-        if out.flags.c_contiguous and not np.may_share_memory(out, np.frombuffer(snapshot.data.bytes, np.uint8)):
+        stored = np.frombuffer(snapshot.data.bytes, np.uint8)
+        if out.flags.c_contiguous and not np.may_share_memory(out, stored) and not is_hidden(stored, out):
             rows.into(out)
         else:
             out[...] = gather.jagged(rows).values.reshape(shape)

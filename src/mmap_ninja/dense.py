@@ -14,6 +14,7 @@ from mmap_ninja._making import Plan, plan_of_arrays
 from mmap_ninja._reading import AnyPath
 from mmap_ninja._storage.index import Table
 from mmap_ninja._storage.manifest import DENSE, Manifest, check_shape
+from mmap_ninja._storage.mappings import is_hidden
 from mmap_ninja._storage.snapshot import Snapshot
 from mmap_ninja._storage.writer import Batch
 from mmap_ninja._taking import LIST, Layout
@@ -127,7 +128,10 @@ class DenseMmap(Mmap):
             raise ArgumentTypeError(f"out has to be an array of {array.dtype} and shape {shape}")
         if not out.flags.writeable:
             raise ArgumentError("out is read-only, expected an array that can be filled")
-        return gather.fill(out, array, found)
+        if not is_hidden(array, out):
+            return gather.fill(out, array, found)
+        out[...] = gather.dense(array, found)
+        return out
 
     def _gather(self, indices: Any, layout: Layout, empty: Empty = np.empty) -> Any:
         if layout != LIST or self.wrapper_fn is not None:

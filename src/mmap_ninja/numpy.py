@@ -22,12 +22,16 @@ from mmap_ninja._storage.identity import expectation, refuse_another
 from mmap_ninja._storage.inplace import mark_unchecked
 from mmap_ninja._storage.legacy import DEFAULT_KEYS
 from mmap_ninja._storage.manifest import DATA, DENSE, Manifest
+from mmap_ninja._storage.mappings import is_hidden
 from mmap_ninja._storage.snapshot import Snapshot, find, is_still, open_snapshot
+from mmap_ninja._taking import Taking
 from mmap_ninja.dense import DenseMmap
 from mmap_ninja.errors import BEFORE_COMMIT, ArgumentError, ArgumentTypeError, MapChangedError, MapKindError
 from mmap_ninja.indexing import boolean
 
 _MODES = ("r", "r+", "c")
+_INTO_FIRST = {np.copyto, np.place, np.putmask, np.put_along_axis, np.fill_diagonal}  # write to their first argument
+_CONSTANT = {int, float, bool, str, slice, np.int64, np.float64, np.float32}  # lie in no file
 
 
 class Memmap(np.memmap[Any, np.dtype[Any]]):
@@ -66,13 +70,19 @@ class Memmap(np.memmap[Any, np.dtype[Any]]):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self._let_write()
+        if type(key) not in _CONSTANT:
+            key = _apart(key, self)
+        if type(value) not in _CONSTANT:
+            value = _apart(value, self)
         super().__setitem__(key, value)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = (), **options: Any) -> Any:
         """Calculate as plain arrays do, `memmap += 1` and `out=memmap` included."""
-        for array in inputs[:1] if method == "at" else out:
-            if isinstance(array, Memmap):
-                array._let_write()
+        for target in inputs[:1] if method == "at" else out:
+            if isinstance(target, Memmap):
+                target._let_write()
+            if isinstance(target, np.ndarray):
+                inputs, options = _all_apart(target, inputs, options)  # `where=` is one of the options
         if out:
             options["out"] = tuple(map(_plain, out))
         result = getattr(ufunc, method)(*map(_plain, inputs), **options)
@@ -82,6 +92,9 @@ class Memmap(np.memmap[Any, np.dtype[Any]]):
         target = args[0] if args else kwargs.get("dst")
         if func is np.copyto and isinstance(target, Memmap):
             target._let_write()
+        target = kwargs.get("out", target if func in _INTO_FIRST else None)
+        if isinstance(target, np.ndarray):
+            args, kwargs = _all_apart(target, args, kwargs)
         return super().__array_function__(func, types, args, kwargs)
 
 
@@ -89,11 +102,37 @@ def _plain(array: Any) -> Any:
     return np.asarray(array) if isinstance(array, Memmap) else array
 
 
+def _apart(value: Any, target: Any) -> Any:
+    """A value as it is before the target is written: a copy where numpy would not see that it lies in the same file.
+
+    So is each array in a list or tuple, and each sample of a map.
+    """
+    if isinstance(value, np.ndarray):
+        if value.base is None or not is_hidden(value, target):
+            return value
+        return np.array(value, subok=not isinstance(value, np.memmap))
+    kind = type(value)
+    if kind is not list and kind is not tuple:
+        if kind in _CONSTANT or not isinstance(value, Taking):
+            return value
+        kind, value = list, list(cast(Iterable[Any], value))  # as numpy would
+    return value if _MAY_LIE.isdisjoint(map(type, value)) else kind([_apart(one, target) for one in value])
+
+
+_MAY_LIE = {np.ndarray, np.memmap, Memmap, list, tuple}  # in a file
+
+
+def _all_apart(target: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The arguments of a call that writes to the target."""
+    return tuple(_apart(one, target) for one in args), {name: _apart(one, target) for name, one in kwargs.items()}
+
+
 def _in_place(name: str) -> Callable[..., Any]:
     change = getattr(np.memmap, name)
 
     def method(self: Memmap, *args: Any, **kwargs: Any) -> Any:
         self._let_write()
+        args, kwargs = _all_apart(self, args, kwargs)
         return change(self, *args, **kwargs)
 
     return method

@@ -16,6 +16,7 @@ import numpy as np
 from mmap_ninja._storage import disk
 from mmap_ninja._storage.disk import Buffer
 from mmap_ninja._storage.manifest import File
+from mmap_ninja._storage.mappings import Mapping
 from mmap_ninja.errors import MapCorruptError
 
 BLOCK = 1 << 20  # bytes under one checksum
@@ -62,7 +63,9 @@ class MappedFile:
             if size < file.end:
                 raise MapCorruptError(f"{path} has {size} bytes, expected at least {file.end}")
             with disk.explained(path, "map this part of a map"):
-                self._map = mmap.mmap(fd, file.end, **_access(is_private), **_MAP_OPTIONS)
+                self._map = Mapping(fd, file.end, **_access(is_private), **_MAP_OPTIONS)
+                status = os.fstat(fd)
+                self._map.file = status.st_dev, status.st_ino
         except (OverflowError, ValueError) as error:
             raise MapCorruptError(f"{path} cannot be mapped: {error}") from error
         finally:

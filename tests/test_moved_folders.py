@@ -10,7 +10,7 @@ import pytest
 
 from changes import CHANGES, check, no_syncs, quietly
 from faults import Disk, Strike, tree
-from mmap_ninja import DenseMmap, RaggedMmap, np_open_existing, open_map, verify
+from mmap_ninja import DenseMmap, RaggedMmap, np_from_ndarray, np_open_existing, open_map, verify
 from mmap_ninja._storage import disk
 from mmap_ninja._storage.lock import Lock
 from mmap_ninja.errors import MapChangedError, MapCorruptError, MmapNinjaError
@@ -223,3 +223,15 @@ def test_a_state_of_fewer_samples_is_older_however_often_it_was_written_to(
     assert tree(tmp_path / "map") == before
     assert m[:].tolist() == [0, *range(10)]
     assert m.lengths.tolist() == [1] * 11
+
+
+def test_a_memmap_whose_map_was_put_there_anew_takes_no_assignment(tmp_path: Path) -> None:
+    """A copy with the same id and the same names is another map: what is mapped is not there any more."""
+    memmap = np_from_ndarray(tmp_path / "map", np.arange(5))
+    shutil.copytree(tmp_path / "map", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "map")
+    shutil.copytree(tmp_path / "copy", tmp_path / "map")
+    before = tree(tmp_path / "map")
+    with pytest.raises(MapChangedError, match="were replaced since this memmap was made"):
+        memmap[0] = 100
+    assert tree(tmp_path / "map") == before

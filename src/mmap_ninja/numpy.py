@@ -17,7 +17,7 @@ from mmap_ninja._arrival import is_array
 from mmap_ninja._reading import AnyPath, folder_of, warn_if_part_built
 from mmap_ninja._storage import verified
 from mmap_ninja._storage.build import writing
-from mmap_ninja._storage.disk import explained
+from mmap_ninja._storage.disk import Identity, explained, identity_at
 from mmap_ninja._storage.identity import expectation, refuse_another
 from mmap_ninja._storage.inplace import mark_unchecked
 from mmap_ninja._storage.legacy import DEFAULT_KEYS
@@ -45,10 +45,11 @@ class Memmap(np.memmap[Any, np.dtype[Any]]):
     _folder: str | None = None
     _id: str | None = None
     _is_armed = False
+    _file: Identity | None = None  # which one is mapped
 
     def __array_finalize__(self, obj: Any) -> None:
         super().__array_finalize__(obj)
-        self._is_armed = getattr(obj, "_is_armed", False)
+        self._is_armed, self._file = getattr(obj, "_is_armed", False), getattr(obj, "_file", None)
         self._folder = getattr(obj, "_folder", None)
         self._id = getattr(obj, "_id", None)
 
@@ -264,7 +265,7 @@ def _mapped(
     memmap._folder, memmap._id, memmap._source = folder, state.id, (folder, mode, state.id, length, is_checked)
     if mode == "armed" and memmap.mode == "r+":
         memmap.flags.writeable = False
-        memmap._is_armed = True
+        memmap._is_armed, memmap._file = True, identity_at(str(memmap.filename))
     return memmap
 
 
@@ -305,7 +306,8 @@ def _disarm(memmap: Memmap) -> None:
     with writing(str(memmap._folder), DenseMmap._plan().template, may_make=False) as writer:
         if writer.state.id != memmap._id:
             raise MapChangedError(f"the map at {memmap._folder} was replaced since this memmap was made")
-        if writer.state.files[DATA].name != os.path.basename(str(memmap.filename)):
+        path = os.path.join(writer.folder, writer.state.files[DATA].name)
+        if path != str(memmap.filename) or identity_at(path) != memmap._file:
             raise MapChangedError(f"the files of {memmap._folder} were replaced since this memmap was made")
         mark_unchecked(writer)
     chain: list[Any] = [memmap]

@@ -295,7 +295,8 @@ def _open_to_change(path: str, flags: int, keep: list[int] | None) -> int:
     try:
         status = _looked_at(fd, path)  # a FIFO or a device under one of our names is not written to
     except BaseException:
-        close_kept([fd] if keep is None else keep)
+        with suppress(OSError):  # the error that led here is the one to hear of
+            close_kept([fd] if keep is None else keep)
         raise
     _paths[fd], _statuses[fd] = path, status
     return fd

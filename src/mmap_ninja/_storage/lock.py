@@ -190,8 +190,13 @@ class Lock:
 
     def release(self) -> None:
         """Let the next writer in; a second call does nothing."""
-        if self._owner == os.getpid():  # a forked child has closed it already
+        if self._owner != os.getpid():  # a forked child has closed it already
+            return
+        try:
             _release(self._fds)
+        except BaseException:  # Ctrl-C
+            _release(self._fds)
+            raise
 
     def __enter__(self) -> Lock:
         return self
@@ -203,11 +208,7 @@ class Lock:
             try:
                 self.explain(error)
             finally:
-                try:
-                    self.release()
-                except BaseException:  # Ctrl-C
-                    self.release()
-                    raise
+                self.release()
 
 
 def _is_locked(fd: int, path: str) -> bool:

@@ -41,6 +41,12 @@ def children(pid: int) -> list[int]:
     return found
 
 
+@pytest.fixture
+def others() -> list[int]:
+    """The children that this process has already, of other tests."""
+    return children(os.getpid())
+
+
 def workers_of(pid: int) -> list[int]:
     """The workers that a process has started, by what they were told to run, whether it lives or not."""
     found = []
@@ -183,10 +189,10 @@ def stubborn_at_7(i: int) -> np.ndarray:
     ],
     ids=["killed", "exit", "stubborn"],
 )
-def test_a_worker_that_fails(tmp_path, load, match):
+def test_a_worker_that_fails(tmp_path, load, match, others: list[int]):
     with pytest.raises(WorkerError, match=match):
         RaggedMmap.from_indexable(tmp_path / "map", load, 20, n_jobs=2)
-    assert children(os.getpid()) == []
+    assert children(os.getpid()) == others
 
 
 def test_a_sample_that_cannot_travel(tmp_path):
@@ -195,12 +201,12 @@ def test_a_sample_that_cannot_travel(tmp_path):
     assert "sent samples back" in notes(caught.value)
 
 
-def test_a_loader_that_cannot_travel(tmp_path):
+def test_a_loader_that_cannot_travel(tmp_path, others: list[int]):
     lock = threading.Lock()
     with pytest.raises(TypeError, match="pickle") as caught:
         RaggedMmap.from_indexable(tmp_path / "map", lambda i: (lock, i), 20, n_jobs=2)
     assert "sent the indexable" in notes(caught.value)
-    assert children(os.getpid()) == []
+    assert children(os.getpid()) == others
 
 
 class OnlyHere:
@@ -236,10 +242,10 @@ def test_a_process_that_cannot_be_started(tmp_path, monkeypatch):
         RaggedMmap.from_indexable(tmp_path / "map", SAMPLES, 20, n_jobs=2)
 
 
-def test_a_refused_sample_ends_the_processes_though_its_error_is_kept(tmp_path):
+def test_a_refused_sample_ends_the_processes_though_its_error_is_kept(tmp_path, others: list[int]):
     with pytest.raises(SampleError, match="sample 40") as caught:
         RaggedMmap.from_indexable(tmp_path / "map", lambda i: 0.5 if i == 40 else i, 20, n_jobs=2)
-    assert children(os.getpid()) == []
+    assert children(os.getpid()) == others
     assert caught.value.__traceback__ is not None
 
 

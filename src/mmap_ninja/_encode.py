@@ -64,7 +64,8 @@ class ArrayEncoder:
             return None
         if self._has_one_shape and set(shapes) != {shapes[0] if state.sample_shape is None else state.sample_shape}:
             return None
-        return Gathered(dtype, shapes, joined(samples)) if _is_storable(dtype) else None
+        is_storable = state.dtype is not None or _is_storable(dtype)
+        return Gathered(dtype, shapes, joined(samples)) if is_storable else None
 
     def _arrived(self, state: Manifest, samples: Iterable[Any]) -> Gathered:
         """Check each sample, and copy or write it, before the next one is asked for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from mmap_ninja._encode import Samples
@@ -89,6 +90,9 @@ class StringsMmap(BytesMmap):
 
     @staticmethod
     def _raw(samples: Samples | Iterator[Any]) -> list[bytes]:
+        if type(samples) is list:
+            with suppress(TypeError, UnicodeEncodeError):  # then the loop says which one it is
+                return list(map(str.encode, samples))
         raw: list[bytes] = []
         for sample in samples:
             if not isinstance(sample, str):

@@ -170,11 +170,13 @@ def close_read(fd: int) -> None:
 
 def _status(path: str, *, follow_symlinks: bool = False) -> os.stat_result | None:
     """What is at this path; None if nothing is. What cannot be looked at is an error, not an absence."""
-    with explained(path, "look at this part of a map"):
-        try:
-            return os.stat(path, follow_symlinks=follow_symlinks)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+    try:
+        return os.stat(path, follow_symlinks=follow_symlinks)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:
+        with explained(path, "look at this part of a map"):
+            raise
 
 
 def exists(path: str) -> bool:

@@ -4,7 +4,6 @@ That a backup may be killed, cut from power or fail at every call is shown where
 (`changes.CHANGES` has it).
 """
 
-import ctypes
 import errno
 import gc
 import os
@@ -26,7 +25,7 @@ import pytest
 import plain_reader
 from changes import KINDS, format_1_column, format_1_rows, interrupt, listed, no_syncs, quietly
 from children import Children
-from faults import KILLED, Disk, Os, Strike, in_child, killed_at, recorded, tree
+from faults import KILLED, Disk, Os, Strike, killed_at, recorded, tree
 from meanwhile import BLOCK, LARGE, assign_for_ever, extend_for_ever, flip, replace_for_ever, right, uniform
 from mmap_ninja import DenseMmap, RaggedMmap, Wrapped, backup, np_open_existing, open_map, select, upgrade, verify
 from mmap_ninja._storage import copying, disk, half
@@ -49,7 +48,7 @@ from mmap_ninja.errors import (
 )
 from our_threads import none_left  # noqa: F401 - a fixture
 from plain_reader import same
-from test_storage_disk import IMAGE, NEWNS, NOT_MOUNTED, SHARING
+from test_storage_disk import SHARING, on_a_sharing_disk
 from test_storage_disk_full import disks, fill, free, on_a_disk, refused  # noqa: F401 - `disks` is a fixture
 
 # What is copied.
@@ -603,13 +602,7 @@ def test_a_full_disk(tmp_path: Path, left: int, disks: None) -> None:  # noqa: F
 
 @pytest.mark.parametrize("kind", SHARING)
 def test_blocks_are_shared_where_they_can_be(kind: str, tmp_path: Path) -> None:
-    if os.getuid() != 0 or shutil.which(f"mkfs.{kind}") is None:
-        pytest.skip("only root can mount a file system on a file")
-
     def run() -> None:
-        make = IMAGE.format(SHARING[kind])
-        if ctypes.CDLL(None).unshare(NEWNS) or subprocess.run(make, shell=True, cwd=tmp_path).returncode:
-            os._exit(NOT_MOUNTED)
         work = tmp_path / "disk"
         m = RaggedMmap.from_lists(work / "map", LARGE, mode="r+")
         with open(work / "map" / "data.npy", "ab") as file:
@@ -627,10 +620,7 @@ def test_blocks_are_shared_where_they_can_be(kind: str, tmp_path: Path) -> None:
             backup(work / "map", work / "other")
         assert not (work / "other").exists()
 
-    code = in_child(run)
-    if code == NOT_MOUNTED:
-        pytest.skip(f"no {kind} here, or no loop devices to mount it on a file")
-    assert code == 0
+    on_a_sharing_disk(kind, tmp_path, run)
 
 
 def test_memory_is_bounded(tmp_path: Path) -> None:

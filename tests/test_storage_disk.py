@@ -5,7 +5,7 @@ import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -105,8 +105,8 @@ def test_a_clone_is_refused_quietly_where_blocks_cannot_be_shared(
     assert (tmp_path / "copy").read_bytes() == b""
 
 
-@pytest.mark.parametrize("kind", SHARING)
-def test_a_clone_shares_blocks_until_one_is_written(kind: str, tmp_path: Path) -> None:
+def on_a_sharing_disk(kind: str, tmp_path: Path, act: Callable[[], object]) -> None:
+    """Do it in a child for which a file system that shares blocks is mounted on `tmp_path / "disk"`, or skip."""
     if os.getuid() != 0 or shutil.which(f"mkfs.{kind}") is None:
         pytest.skip("only root can mount a file system on a file")
 
@@ -114,6 +114,17 @@ def test_a_clone_shares_blocks_until_one_is_written(kind: str, tmp_path: Path) -
         make = IMAGE.format(SHARING[kind])
         if ctypes.CDLL(None).unshare(NEWNS) or subprocess.run(make, shell=True, cwd=tmp_path).returncode:
             os._exit(NOT_MOUNTED)
+        act()
+
+    code = in_child(run)
+    if code == NOT_MOUNTED:
+        pytest.skip(f"no {kind} here, or no loop devices to mount it on a file")
+    assert code == 0
+
+
+@pytest.mark.parametrize("kind", SHARING)
+def test_a_clone_shares_blocks_until_one_is_written(kind: str, tmp_path: Path) -> None:
+    def run() -> None:
         folder = tmp_path / "disk" / "work"
         with pair(folder) as (source, fd):
             assert disk.clone(source, fd)
@@ -124,7 +135,4 @@ def test_a_clone_shares_blocks_until_one_is_written(kind: str, tmp_path: Path) -
         assert (folder / "copy").read_bytes() == RAW[:10] + b"other" + RAW[15:2_000_000]
         assert (folder / "copy").stat().st_ino != (folder / "source").stat().st_ino
 
-    code = in_child(run)
-    if code == NOT_MOUNTED:
-        pytest.skip(f"no {kind} here, or no loop devices to mount it on a file")
-    assert code == 0
+    on_a_sharing_disk(kind, tmp_path, run)
